@@ -1,0 +1,59 @@
+# make run    the whole pipeline (PROFILE=name lays profiles/name.yaml over params.yaml first)
+# make test   every test
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export DO_NOT_TRACK = true
+export DVC_NO_ANALYTICS = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test lint format bench mlflow prefect clean
+
+run: $(STAMP)
+ifdef PROFILE
+	@$(BIN)/specdec profile use $(PROFILE)
+endif
+	@$(BIN)/python -m flows.pipeline
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.decoding
+
+mlflow: $(STAMP)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
+	    --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --default-artifact-root $(CURDIR)/mlartifacts
+
+prefect: $(STAMP)
+	PREFECT_HOME=$(CURDIR)/.specdec/prefect $(BIN)/prefect server start --host 127.0.0.1
+
+clean:
+	rm -rf data models reports metrics registry.json dvc.lock .specdec .dvc/cache .dvc/tmp mlflow.db mlartifacts
+
+# The stamp is made last, so an interrupted installation is begun again.
+$(STAMP): pyproject.toml
+	@command -v git >/dev/null || { echo "specdec needs git: install it first" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "specdec needs Python 3.11 or later: set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Making the environment $(VENV) (once, two to four minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[pipeline,dev]' \
+	    | grep --line-buffered -E '^(Collecting|Building|Installing|Successfully|ERROR)' | cut -c 1-100
+	@$(BIN)/python -c 'import torch, transformers, dvc, mlflow, prefect'
+	@touch $@

@@ -1,0 +1,165 @@
+"""The DVC pipeline as a Prefect flow.
+
+    python -m flows.pipeline
+
+Stages, order and staleness come from DVC (`flows.graph`); a stage is a task (`flows.stage_task`). Without
+`PREFECT_API_URL` Prefect starts a temporary server for as long as the flow runs.
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+
+from flows.graph import Plan, Stage, allow_no_git, read_plan
+from flows.process import Commands, looking_after
+from flows.stage_task import StageFailed, run_stage
+from flows.summary import artifact_table, print_summary
+from flows.turns import Turns
+from specdec.config import Params, load_params
+from specdec.errors import SpecdecError, TransientError
+from specdec.tracking import EXECUTION, execution_run, project_root
+from specdec.tracking.store import hide_credentials
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline() -> None:
+    """Brings every stage of `dvc.yaml` up to date. Raises StageFailed, naming the first that failed."""
+    logger = get_run_logger()
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    plan = read_plan(root)
+    commands = Commands()
+    with ExitStack() as stack:
+        stack.enter_context(looking_after(temporary_servers()))
+        if not plan.up_to_date:
+            run_id = stack.enter_context(recording(params, root))
+            logger.info("MLflow run %s", run_id)
+        stack.callback(commands.stop)
+        run_stages(plan, root, commands)
+    if rows := artifact_table(root):
+        create_table_artifact(rows, key="drafters", description="What was measured and registered")
+
+
+def run_stages(plan: Plan, root: Path, commands: Commands) -> None:
+    """Every stage as a task that waits for its upstream. Independent branches go on when one fails."""
+    turns = Turns()
+    futures: dict[str, Any] = {}
+    for stage in plan.stages:
+        task = run_stage.with_options(
+            name=stage.name,
+            task_run_name=stage.name,
+            retries=stage.retries,
+            retry_delay_seconds=stage.retry_delay,
+        )
+        upstream = [futures[name] for name in stage.upstream]
+        futures[stage.name] = task.submit(stage, root, commands, turns, wait_for=upstream, return_state=False)
+    for future in futures.values():
+        future.wait()
+    _raise_first_failure(plan.stages, futures)
+
+
+def _raise_first_failure(stages: tuple[Stage, ...], futures: dict[str, Any]) -> None:
+    states = {stage.name: futures[stage.name].state for stage in stages}
+    for name, state in states.items():
+        if state.is_failed() or state.is_crashed() or state.is_cancelled():
+            error = state.result(raise_on_failure=False)
+            if isinstance(error, BaseException):
+                raise error
+            raise StageFailed(name, 1, [state.message or state.name])
+
+
+@contextmanager
+def recording(params: Params, root: Path) -> Iterator[str]:
+    """The MLflow run of this execution, which the stages find by `SPECDEC_EXECUTION`; yields its id."""
+    before = os.environ.get(EXECUTION)
+    os.environ[EXECUTION] = uuid.uuid4().hex
+    try:
+        with execution_run(params, root) as run_id:
+            yield run_id
+    finally:
+        if before is None:
+            os.environ.pop(EXECUTION)
+        else:
+            os.environ[EXECUTION] = before
+
+
+def temporary_servers() -> list[int]:
+    """The pids of Prefect servers that this process started."""
+    children = psutil.Process().children()
+    return [child.pid for child in children if "prefect.server.api.server:create_app" in child.cmdline()]
+
+
+def main() -> None:
+    """The command line: exits 0, or with the error's code after one line on stderr."""
+    _hide_our_tracebacks()
+    # Prefect calls this handler after its own; the default one would end us before the temporary server.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        start()
+    except SpecdecError as error:
+        print(f"specdec: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "specdec: error: interrupted: run the same command again, it goes on from here", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+def start() -> None:
+    """Checks everything that is cheap to check, runs the flow, and prints what came out."""
+    root = project_root()
+    load_params(root / "params.yaml")
+    if allow_no_git(root):
+        print("no git repository here: DVC works without it, and results will name no commit", flush=True)
+    plan = read_plan(root)
+    if plan.up_to_date and not os.environ.get("PREFECT_API_URL"):
+        for stage in plan.stages:
+            print(f"{stage.name}: up to date")
+        print("nothing to do, so no Prefect server was started and no MLflow run was opened", flush=True)
+    else:
+        _check_server(os.environ.get("PREFECT_API_URL"))
+        pipeline()
+    print_summary(root)
+
+
+def _check_server(url: str | None) -> None:
+    if url is None:
+        print(
+            "starting a temporary Prefect server (some seconds; set PREFECT_API_URL to use one)", flush=True
+        )
+        return
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise TransientError(
+            f"the Prefect server {hide_credentials(url)} does not answer ({error or type(error).__name__}): "
+            "start it with `make prefect`, or unset PREFECT_API_URL"
+        ) from None
+
+
+def _hide_our_tracebacks() -> None:
+    """Prefect logs a traceback for every exception; ours say in one line what a person can do."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], SpecdecError):
+            record.exc_info = None
+        return True
+
+    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
+        logging.getLogger(name).addFilter(shorten)
+
+
+if __name__ == "__main__":
+    main()

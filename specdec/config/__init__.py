@@ -1,0 +1,37 @@
+"""The typed settings: `params.yaml`, its profiles, and what comes from the environment."""
+
+from specdec.config.environment import Environment
+from specdec.config.files import load_params, profile_names, use_profile
+from specdec.config.schema import (
+    CloneData,
+    DrafterSettings,
+    EmbeddedBase,
+    Evaluate,
+    FetchBase,
+    MedusaSettings,
+    Params,
+    PreparePrompts,
+    Register,
+    Sampling,
+    Synthesize,
+    TrainingSettings,
+)
+
+__all__ = [
+    "CloneData",
+    "DrafterSettings",
+    "EmbeddedBase",
+    "Environment",
+    "Evaluate",
+    "FetchBase",
+    "MedusaSettings",
+    "Params",
+    "PreparePrompts",
+    "Register",
+    "Sampling",
+    "Synthesize",
+    "TrainingSettings",
+    "load_params",
+    "profile_names",
+    "use_profile",
+]

@@ -1,0 +1,107 @@
+"""Reading `params.yaml` and laying a profile over it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from specdec.config.schema import Params
+from specdec.errors import ConfigError
+from specdec.io import write_text
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML alone reads `1e-3` as text, DVC as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """The validated settings. Raises ConfigError: one line a finding, with the key's full path."""
+    return _validate(_read(path), path)
+
+
+def profile_names(folder: Path = PROFILES) -> list[str]:
+    """The profiles that `use_profile` takes, sorted."""
+    return sorted(p.stem for p in folder.glob("*.yaml"))
+
+
+def use_profile(name: str, params: Path = PARAMS, folder: Path = PROFILES) -> Params:
+    """Writes `profiles/<name>.yaml` over `params.yaml`, whole sections at a time below the top level.
+
+    The profile states complete sections (`clone_data`, `drafters`, ...); a section it leaves out stays as it is.
+    Refused, with nothing written, when the result is not valid.
+    """
+    if name not in profile_names(folder):
+        raise ConfigError(
+            f"no profile {name!r} in {folder}/: choose one of {', '.join(profile_names(folder))}"
+        )
+    merged = {**_read(params), **_read(folder / f"{name}.yaml")}
+    checked = _validate(merged, folder / f"{name}.yaml")
+    header = f"# Written by `specdec profile use {name}`; `git diff` shows what changed.\n"
+    write_text(params, header + yaml.safe_dump(merged, sort_keys=False, width=110))
+    return checked
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there: run this in the root of the repository") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping of sections, and is {type(content).__name__}")
+    return content
+
+
+def _validate(content: dict[str, Any], path: Path) -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        findings = [f"{path}: {_finding(e)}" for e in error.errors()]
+        raise ConfigError("\n".join(findings)) from None
+
+
+def _finding(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_siblings(error['loc'])}"
+    if kind == "missing":
+        return f"{key}: missing"
+    # A value that may be a secret is not repeated.
+    value = "" if kind == "password" or isinstance(error["input"], dict | list) else f" (it is {error['input']!r})"
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{value}"
+
+
+def _siblings(loc: tuple[Any, ...]) -> str:
+    """The keys that are allowed beside an unknown one, found by walking the schema."""
+    model: Any = Params
+    for part in loc[:-1]:
+        model = _submodel(model, part)
+        if model is None:
+            return ""
+    names = sorted(f.alias or n for n, f in model.model_fields.items())
+    return f"; allowed here: {', '.join(names)}"
+
+
+def _submodel(model: Any, part: Any) -> Any:
+    if isinstance(model, dict):  # below `drafters`, any name leads to the drafter's settings
+        return model["*"]
+    fields = {f.alias or n: f.annotation for n, f in model.model_fields.items()}
+    annotation = fields.get(part)
+    if part == "drafters":
+        return {"*": annotation.__args__[1]}
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return next((c for c in candidates if hasattr(c, "model_fields")), None)

@@ -1,0 +1,197 @@
+"""Every setting that changes a result, typed. One section a stage, named like the stage.
+
+An unknown key, a wrong type or an impossible value is refused (`specdec.config.files` turns pydantic's findings
+into one line each, with the full path of the key). Nothing here is accepted and then ignored.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+DType = Literal["float32", "bfloat16", "float16"]
+
+DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class Section(BaseModel):
+    """Strict: no unknown key, no silent conversion ("3" is not 3), no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class CloneData(Section):
+    """Where the conversations come from: any git repository, at a pinned revision."""
+
+    url: str = Field(
+        min_length=1, description="git URL, local path, or `embedded` for the installed documentation"
+    )
+    revision: str = Field(min_length=1, description="commit, tag or branch; the commit is what is recorded")
+    file: str = Field(default="train.jsonl", min_length=1, description="the JSONL file inside the repository")
+    max_bad_share: Share = Field(
+        default=0.01, description="above this share of unusable rows the stage fails"
+    )
+
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if re.match(r"\w+://[^/@]*:[^/@]*@", url):
+            raise PydanticCustomError(
+                "password", "a URL with a password ends up in dvc.lock: leave it to git's credential helper"
+            )
+        return url
+
+
+class EmbeddedBase(Section):
+    """The small base that is trained on the spot when `fetch_base.source` is `embedded`."""
+
+    steps: Positive
+    seed: int = Field(ge=0)
+
+
+class FetchBase(Section):
+    """The frozen base model: `embedded`, a local folder, or a Hugging Face repository at a pinned revision."""
+
+    source: str = Field(min_length=1)
+    revision: str | None = Field(
+        description="commit, tag or branch on the hub; null for a folder or `embedded`"
+    )
+    embedded: EmbeddedBase | None = None
+
+    @model_validator(mode="after")
+    def _embedded_or_not(self) -> Self:
+        if (self.source == "embedded") != (self.embedded is not None):
+            raise ValueError("the section `embedded` goes with `source: embedded`, and only with it")
+        if self.source == "embedded" and self.revision is not None:
+            raise ValueError("`revision` must be null with `source: embedded`")
+        return self
+
+
+class PreparePrompts(Section):
+    """Which conversations become prompts, and how they are split (by a hash, so that a row never moves)."""
+
+    validation_share: Share
+    test_share: Share
+    max_train: Positive | None = Field(description="at most this many training prompts; null for all")
+    max_validation: Positive | None
+    max_test: Positive | None
+    max_turns: Positive = Field(description="user turns kept of one conversation")
+    max_prompt_tokens: Positive = Field(description="longer prompts (by the base's tokenizer) are left out")
+
+    @model_validator(mode="after")
+    def _shares_leave_training(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must be below 1, or nothing is left for training")
+        return self
+
+
+class Sampling(Section):
+    """How the base answers. All of it is sent with every request."""
+
+    temperature: float = Field(ge=0, le=2)
+    top_p: float = Field(gt=0, le=1)
+    max_tokens: Positive
+
+    @model_validator(mode="after")
+    def _greedy_has_no_nucleus(self) -> Self:
+        if self.temperature == 0 and self.top_p != 1:
+            raise ValueError("top_p has no effect at temperature 0: set top_p to 1.0")
+        return self
+
+
+class Synthesize(Section):
+    """The base answers the prompts, served by an engine over HTTP."""
+
+    engine: Literal["transformers", "vllm"]
+    engine_args: list[str] = Field(default=[], description="further command line arguments of the engine")
+    dtype: DType
+    max_model_len: Positive
+    sampling: Sampling
+    max_failed_share: Share = Field(
+        default=0.01, description="above this share of failed rows the stage fails"
+    )
+
+
+class TrainingSettings(Section):
+    """One training run of one drafter."""
+
+    epochs: float = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup_share: Share = 0.03
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: Positive = Field(description="tokens in one packed row; longer conversations are cut at it")
+    rows_per_step: Positive = Field(description="packed rows in one optimizer step")
+    save_steps: Positive = Field(description="steps between checkpoints; each one is validated")
+    log_steps: Positive = 10
+    dtype: DType = Field(default="float32", description="of the frozen base; heads train in float32 weights")
+    seed: int = Field(ge=0)
+
+
+class MedusaSettings(Section):
+    """Medusa heads (Cai et al., 2024, arXiv:2401.10774)."""
+
+    method: Literal["medusa"]
+    num_heads: Positive
+    num_layers: Positive
+    head_decay: float = Field(
+        default=0.8, gt=0, le=1, description="weight of head k in the loss is head_decay^k"
+    )
+    training: TrainingSettings
+
+
+# A new method adds its settings here: `MedusaSettings | EagleSettings`, told apart by `method`.
+DrafterSettings = MedusaSettings
+
+
+class Evaluate(Section):
+    """What is measured on the held-out prompts."""
+
+    max_new_tokens: Positive
+    dtype: DType
+    repeats: Positive = Field(description="timed passes over the prompts, base and drafter interleaved")
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    confidence: float = Field(gt=0.5, lt=1)
+    seed: int = Field(ge=0)
+
+
+class Register(Section):
+    """The registry and its gates: a version that misses one is registered, and not promoted."""
+
+    model_name: str | None = Field(description="registered model; null for `specdec-<base>`")
+    bundle_base: bool = Field(description="put the base's files into the registered model")
+    min_acceptance_length: float = Field(ge=1, description="lower end of the interval must reach it")
+    min_speedup: float = Field(ge=0, description="lower end of the interval must reach it")
+
+
+class Params(Section):
+    """`params.yaml`, whole."""
+
+    clone_data: CloneData
+    fetch_base: FetchBase
+    prepare_prompts: PreparePrompts
+    synthesize: Synthesize
+    drafters: dict[str, DrafterSettings] = Field(min_length=1)
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _drafters_have_file_names(self) -> Self:
+        for name in self.drafters:
+            if not DRAFTER_NAME.fullmatch(name):
+                raise ValueError(f"drafters.{name}: a name is small letters, digits, `-` and `_`")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_fit_the_context(self) -> Self:
+        needed = self.prepare_prompts.max_prompt_tokens + self.synthesize.sampling.max_tokens
+        if needed > self.synthesize.max_model_len:
+            raise ValueError(
+                f"synthesize.max_model_len is {self.synthesize.max_model_len}, below "
+                f"prepare_prompts.max_prompt_tokens + synthesize.sampling.max_tokens = {needed}"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Conversations: cloning, parsing, prompts and their splits, packing for training."""

@@ -1,0 +1,99 @@
+"""A dataset's file out of its git repository, whole and checked, with a record of where it came from."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from specdec.data.conversations import RowCount, read_conversations
+from specdec.data.git import Checkout, fetch
+from specdec.data.lfs import Pointer, fetch_object, read_pointer
+from specdec.errors import DataError
+from specdec.io import replacing, sha256_file, sha256_json
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `data/raw/source.json` says. commit: 40 hex digits; size in bytes; bad_rows: kind -> count."""
+
+    url: str
+    revision: str
+    commit: str
+    file: str
+    sha256: str
+    size: int
+    rows: int
+    bad_rows: dict[str, int]
+    bad_lines: list[tuple[int, str]]
+    licence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def clone_file(
+    url: str,
+    revision: str,
+    file: str,
+    out: Path,
+    work: Path,
+    max_bad_share: float,
+    say: Callable[[str], None],
+) -> Source:
+    """Fetches `file` at `revision` of the repository `url` to `out`, Git LFS content included.
+
+    work: a folder for what has come so far; a killed clone goes on there. `out` appears whole or not at all.
+    Raises DataError when the repository, the revision or the file does not exist, when LFS content is not what
+    its pointer says, or when more than `max_bad_share` of the rows cannot be used (they are listed).
+    """
+    checkout = fetch(url, revision, work / sha256_json(url)[:16], say)
+    with replacing(out) as aside:
+        checkout.extract(file, aside)
+        pointer = read_pointer(aside)
+        if pointer:
+            say(f"{file} is in Git LFS: {pointer.size / 1e6:,.1f} MB")
+            _fetch_lfs(url, pointer, work, aside, say)
+        count = _count(aside, file, max_bad_share)
+        digest, size = sha256_file(aside), aside.stat().st_size
+    say(f"{count.rows:,} rows, {count.bad.total()} of them unusable, at commit {checkout.commit[:12]}")
+    return Source(
+        url, revision, checkout.commit, file, digest, size, count.rows, dict(count.bad), count.bad_lines,
+        _licence(checkout),
+    )  # fmt: skip
+
+
+def _fetch_lfs(url: str, pointer: Pointer, work: Path, out: Path, say: Callable[[str], None]) -> None:
+    part = work / f"{pointer.oid}.part"  # stays when the download is interrupted, so that it goes on
+    fetch_object(url, pointer, part, say)
+    part.replace(out)
+
+
+def _count(file: Path, name: str, max_bad_share: float) -> RowCount:
+    count = RowCount()
+    for _ in read_conversations(file, count):
+        pass
+    if count.rows == 0:
+        raise DataError(f"{name} has no rows: name the JSONL file of conversations in clone_data.file")
+    if count.bad_share > max_bad_share:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in count.bad.most_common())
+        lines = ", ".join(f"{line} ({kind})" for line, kind in count.bad_lines[:10])
+        raise DataError(
+            f"{count.bad.total()} of {count.rows} rows of {name} cannot be used, more than "
+            f"clone_data.max_bad_share = {max_bad_share}: {kinds}; lines {lines}"
+        )
+    return count
+
+
+def _licence(checkout: Checkout) -> str:
+    """The `license:` of a dataset card, else the title of a LICENSE file, else `unknown`."""
+    card = (checkout.read("README.md") or b"").decode(errors="replace")
+    stated = re.search(r"^license:[ \t]*(\S.*)$", card, re.MULTILINE)
+    if card.startswith("---") and stated:
+        return stated[1].strip()
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"):
+        lines = (checkout.read(name) or b"").decode(errors="replace").split("\n")
+        title = next((line.strip(" #") for line in lines if line.strip()), None)
+        if title:
+            return title
+    return "unknown"

@@ -1,0 +1,139 @@
+"""Speculative generation with one pass of the base a step and exact roll-back of its cache.
+
+    step:   base reads [newest token, draft 1 .. draft K] behind its cache -> chooses K+1 tokens
+            the a accepted drafts and one more token are emitted; the cache is cut back to the a+1 true tokens
+
+Without a drafter the very same loop runs with K = 0: that is the "plain decoding" of every comparison.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.decoding.verify import Chooser, count_accepted
+from specdec.drafters import Drafter
+from specdec.errors import DataError
+from specdec.targets import Target
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the base. The first one reads the prompt: it drafts nothing and emits one token."""
+
+    token_ids: list[int]
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """token_ids: what was generated (the stop token included). accepted[i]: draft tokens accepted in step i."""
+
+    token_ids: list[int]
+    accepted_per_step: list[int] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Verification steps: passes of the base after the prompt's."""
+        return len(self.accepted_per_step)
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.accepted_per_step)
+
+    @property
+    def acceptance_length(self) -> float:
+        """1 + accepted / steps, as vLLM counts it; 1 when there was no step."""
+        return 1 + self.accepted / max(1, self.steps)
+
+
+def generate(
+    target: Target,
+    drafter: Drafter | None,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Generation:
+    """Generates until a stop token of the base or `max_new_tokens`. See `steps`."""
+    token_ids: list[int] = []
+    accepted: list[int] = []
+    for i, step in enumerate(steps(target, drafter, prompt_ids, max_new_tokens, temperature, top_p, seed)):
+        token_ids += step.token_ids
+        if i > 0:
+            accepted.append(step.accepted)
+    return Generation(token_ids, accepted)
+
+
+def steps(
+    target: Target,
+    drafter: Drafter | None,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Iterator[Step]:
+    """The generation, step by step, for streaming.
+
+    drafter: None for plain decoding. temperature 0 is greedy. seed: of the sampling; None takes a random one.
+    Raises DataError when the prompt is empty or does not leave room for one token in the base's context.
+    """
+    room = target.max_positions - len(prompt_ids)
+    if not prompt_ids or room < 1:
+        raise DataError(
+            f"the prompt has {len(prompt_ids)} tokens: {target.name} takes 1 to {target.max_positions - 1}"
+        )
+    chooser = Chooser(temperature, top_p, _generator(target, seed))
+    return _run(target, drafter, prompt_ids, min(max_new_tokens, room), chooser)
+
+
+@torch.inference_mode()
+def _run(
+    target: Target, drafter: Drafter | None, prompt_ids: list[int], limit: int, chooser: Chooser
+) -> Iterator[Step]:
+    cache = target.new_cache()
+    prompt = torch.tensor([prompt_ids], device=target.device)
+    hidden = target.forward(prompt, cache=cache).hidden[0, -1:]
+    newest = chooser(target.logits(hidden))
+    hidden = hidden[0]
+    emitted, done = _until_stop(newest.tolist(), target.stop_ids, limit)
+    yield Step(emitted, 0, 0)
+    left = limit - len(emitted)
+    context = len(prompt_ids)
+    while not done and left > 0:
+        # The last token of the context never needs a draft behind it.
+        draft = _draft(drafter, hidden, min(left, target.max_positions - context - 1))
+        states = target.forward(torch.cat([newest, draft])[None], cache=cache).hidden[0]
+        chosen = chooser(target.logits(states))
+        accepted = int(count_accepted(draft, chosen)) if len(draft) else 0
+        context += accepted + 1
+        if accepted < len(draft):
+            cache.crop(context - cache.get_seq_length())
+        newest, hidden = chosen[accepted : accepted + 1], states[accepted]
+        emitted, done = _until_stop(chosen[: accepted + 1].tolist(), target.stop_ids, left)
+        yield Step(emitted, len(draft), accepted)
+        left -= len(emitted)
+
+
+def _draft(drafter: Drafter | None, hidden: Tensor, budget: int) -> Tensor:
+    if drafter is None or budget < 1:
+        return torch.empty(0, dtype=torch.long, device=hidden.device)
+    return drafter.propose(hidden, budget).token_ids
+
+
+def _until_stop(tokens: list[int], stop_ids: frozenset[int], limit: int) -> tuple[list[int], bool]:
+    """Cuts behind the first stop token and at the limit; says whether a stop token was met."""
+    for i, token in enumerate(tokens[:limit]):
+        if token in stop_ids:
+            return tokens[: i + 1], True
+    return tokens[:limit], False
+
+
+def _generator(target: Target, seed: int | None) -> torch.Generator | None:
+    if seed is None:
+        return None
+    return torch.Generator(target.device).manual_seed(seed)

@@ -1,0 +1,44 @@
+"""What can go wrong, as one line a person can act on.
+
+Every error that a user can cause or meet is a `SpecdecError`. Its message names the thing, where it is, and
+what to do. It is caught once, at the command line (`specdec.cli`) or in a stage's door (`stages.run`), and
+printed without a traceback. `exit_code` tells callers whether trying again can help.
+"""
+
+EX_TEMPFAIL = 75  # sysexits.h: the same command may work later
+
+
+class SpecdecError(Exception):
+    """A failure with a message for people; retrying alone does not help."""
+
+    exit_code = 2
+
+
+class ConfigError(SpecdecError):
+    """A setting that is unknown, has the wrong type or an impossible value."""
+
+
+class DataError(SpecdecError):
+    """A dataset, repository or row that cannot be used."""
+
+
+class ModelError(SpecdecError):
+    """A base model, tokenizer or drafter that cannot be used, or that does not fit the other."""
+
+
+class TrackingError(SpecdecError):
+    """The MLflow tracking server or registry refused, or does not hold what it should."""
+
+
+class TransientError(SpecdecError):
+    """A failure that may pass: a network, a server that died. Trying again can help."""
+
+    exit_code = EX_TEMPFAIL
+
+
+class ServerError(TransientError):
+    """A model server that did not start, died or stopped answering."""
+
+
+class RequestRefused(SpecdecError):
+    """A model server that answers, and says no for good (wrong key, unknown model, bad request)."""

@@ -1,0 +1,61 @@
+"""What a report says, before it is drawn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from specdec.evaluation import PromptMeasurement
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer as pieces of text, each with whether the drafter had proposed it."""
+
+    category: str
+    question: str
+    pieces: list[tuple[str, bool]]
+    acceptance_length: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """drafter: its name. figures: `metrics/evaluate/D.json`. curves: metric -> (step, value) while training.
+
+    facts: label -> value, what was measured on what. examples: answers with the drafter's tokens marked.
+    """
+
+    drafter: str
+    figures: dict[str, Any]
+    curves: dict[str, Curve]
+    facts: dict[str, str]
+    examples: list[Example]
+
+
+def examples(
+    prompts: list[PromptMeasurement], rows: list[dict[str, Any]], tokenizer: Any, count: int
+) -> list[Example]:
+    """The prompt with the median acceptance of each of the largest categories, `count` at most."""
+    questions = {row["id"]: row["messages"][-1]["content"] for row in rows}
+    groups: dict[str, list[PromptMeasurement]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.category, []).append(prompt)
+    largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:count]
+    return [_example(_median(group), questions, tokenizer) for _, group in largest]
+
+
+def _median(group: list[PromptMeasurement]) -> PromptMeasurement:
+    ordered = sorted(group, key=lambda p: (p.accepted / max(1, p.steps), p.id))
+    return ordered[len(ordered) // 2]
+
+
+def _example(prompt: PromptMeasurement, questions: dict[str, str], tokenizer: Any) -> Example:
+    # Runs of equal origin are decoded together, so that characters of several tokens stay whole.
+    runs: list[tuple[list[int], bool]] = []
+    for token, drafted in zip(prompt.token_ids, prompt.draft_accepted, strict=True):
+        if runs and runs[-1][1] == drafted:
+            runs[-1][0].append(token)
+        else:
+            runs.append(([token], drafted))
+    pieces = [(tokenizer.decode(ids, skip_special_tokens=True), drafted) for ids, drafted in runs]
+    return Example(prompt.category, questions[prompt.id], pieces, 1 + prompt.accepted / max(1, prompt.steps))

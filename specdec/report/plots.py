@@ -1,0 +1,92 @@
+"""The report's plots, as PNG with a transparent ground and greys that read on white and on black alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402  (the backend must be chosen first)
+
+from specdec.report.content import Curve  # noqa: E402
+
+INK = "#7d8694"
+ACCENT = "#2f81f7"
+SECOND = "#d9822b"
+_STYLE = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def plot_positions(figures: dict[str, Any], out: Path) -> None:
+    """Bars: share of steps that accepted draft position i, and given that the one before was accepted."""
+    rates, conditional = figures["position_rates"], figures["conditional_rates"]
+    places = range(1, len(rates) + 1)
+    with _figure(out, width=4.6, height=3.0) as axes:
+        left = axes.bar([p - 0.2 for p in places], rates, 0.38, color=ACCENT, label="accepted / steps")
+        right = axes.bar(
+            [p + 0.2 for p in places], conditional, 0.38, color=SECOND, label="given the one before"
+        )
+        for bars in (left, right):
+            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9, color=INK)
+        axes.set_xticks(list(places))
+        axes.set_ylim(0, 1.18)
+        axes.set_xlabel("draft position")
+        axes.legend(loc="upper right", ncols=2, fontsize=8)
+
+
+def plot_categories(figures: dict[str, Any], out: Path) -> None:
+    """Acceptance length by category with its interval; the line is the one over all prompts."""
+    found = sorted(figures["categories"].items(), key=lambda item: item[1]["acceptance_length"]["value"])
+    with _figure(out, width=4.6, height=0.9 + 0.42 * len(found)) as axes:
+        axes.axvline(figures["acceptance_length"]["value"], color=INK, linewidth=1, linestyle=":")
+        for place, (_, group) in enumerate(found):
+            length = group["acceptance_length"]
+            if length["low"] is not None:
+                axes.plot(
+                    [length["low"], length["high"]], [place, place], color=ACCENT, linewidth=2.2, alpha=0.5
+                )
+            axes.plot(length["value"], place, "o", color=ACCENT, markersize=6)
+        names = [f"{name} ({group['prompts']})" for name, group in found]
+        axes.set_yticks(range(len(found)), names)
+        axes.set_ylim(-0.6, len(found) - 0.4)
+        axes.set_xlabel("acceptance length, tokens a step (prompts)")
+
+
+def plot_curves(curves: dict[str, Curve], out: Path) -> None:
+    """Training loss (left axis) and validation acceptance length (right axis) against the step."""
+    loss, accepted = curves.get("loss", []), curves.get("validation/acceptance_length", [])
+    with _figure(out, width=9.4, height=2.8) as axes:
+        axes.plot([s for s, _ in loss], [v for _, v in loss], color=INK, linewidth=1.2)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("training loss")
+        other = axes.twinx()
+        other.plot([s for s, _ in accepted], [v for _, v in accepted], "o-", color=ACCENT, markersize=4)
+        other.set_ylabel("validation acceptance length", color=ACCENT)
+        other.tick_params(axis="y", colors=ACCENT)
+
+
+@contextmanager
+def _figure(out: Path, width: float, height: float) -> Iterator[Any]:
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(width, height))
+        try:
+            yield axes
+            figure.tight_layout()
+            figure.savefig(out, dpi=160, transparent=True, metadata={"Software": None})
+        finally:
+            pyplot.close(figure)

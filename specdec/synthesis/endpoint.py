@@ -1,0 +1,38 @@
+"""A server that answers requests: where it is, its key, and what it has shown that it can do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What `specdec.synthesis.probe` has learnt of a server.
+
+    fields: the request fields beyond the standard ones that it takes, with the values to send.
+    refused: the names of those that it refused; we do without them, and say so in the metrics.
+    token_ids: it gives the token ids of prompt and answer.
+    seeds: a seed a request may be sent. Never found by trying: one build of vLLM dies of it.
+    """
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+    token_ids: bool = False
+    seeds: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One OpenAI-compatible server. `url` has no `/v1` at its end; `model` is the name to use in requests."""
+
+    url: str
+    model: str
+    engine: str
+    api_key: SecretStr | None = None
+    capabilities: Capabilities = Capabilities()
+
+    def headers(self) -> dict[str, str]:
+        """The headers of every request: the only place where the key is read."""
+        return {"Authorization": f"Bearer {self.api_key.get_secret_value()}"} if self.api_key else {}

@@ -1,0 +1,69 @@
+"""One real request at the start: shows that a server works, and what it can do.
+
+A server that does not know a field either ignores it or refuses the request and names the field. The probe
+sends all that we wish for and drops what is refused by name, until an answer comes. It uses the run's own
+sampling settings, since `transformers serve` takes those of the first request for all that follow.
+"""
+
+import dataclasses
+from typing import Any
+
+import httpx
+
+from specdec.config import Sampling
+from specdec.errors import RequestRefused, ServerError
+from specdec.synthesis.answer import Answer, BadAnswer, parse_answer
+from specdec.synthesis.client import key_refused, read_json, shown
+from specdec.synthesis.endpoint import Capabilities, Endpoint
+from specdec.synthesis.request import CHAT, chat_body
+
+PROBE_SECONDS = 300.0  # the first request may compile kernels
+QUESTION = [{"role": "user", "content": "Hello"}]
+
+
+def probe(endpoint: Endpoint, wished: dict[str, Any], sampling: Sampling) -> Endpoint:
+    """The endpoint with what it can do. Raises RequestRefused (final) or ServerError (may pass)."""
+    one_token = sampling.model_copy(update={"max_tokens": 1})
+    fields, refused = dict(wished), []
+    with httpx.Client(
+        base_url=endpoint.url, headers=endpoint.headers(), timeout=PROBE_SECONDS, trust_env=False
+    ) as http:
+        while True:
+            known = dataclasses.replace(endpoint, capabilities=Capabilities(fields=fields))
+            response = _post(http, chat_body(known, QUESTION, one_token))
+            named = [name for name in fields if response.status_code in (400, 422) and name in response.text]
+            if not named:
+                break
+            refused += named
+            fields = {name: value for name, value in fields.items() if name not in named}
+    answer = _checked(endpoint, response)
+    learnt = Capabilities(
+        fields=fields,
+        refused=tuple(refused),
+        token_ids=answer.token_ids is not None and answer.prompt_token_ids is not None,
+        seeds=endpoint.capabilities.seeds,
+    )
+    return dataclasses.replace(endpoint, capabilities=learnt)
+
+
+def _post(http: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+    try:
+        return http.post(CHAT, json=body)
+    except httpx.HTTPError as error:
+        raise ServerError(
+            f"the server at {http.base_url} does not answer: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _checked(endpoint: Endpoint, response: httpx.Response) -> Answer:
+    status, where = response.status_code, f"the server at {endpoint.url}"
+    if status in (401, 403):
+        raise RequestRefused(key_refused(endpoint, status))
+    if status in (400, 404, 422):
+        raise RequestRefused(f"{where} refused a request for the model {endpoint.model!r}: {shown(response)}")
+    if status != 200:
+        raise ServerError(f"{where} failed at the first request: {shown(response)}")
+    try:
+        return parse_answer(read_json(response))
+    except BadAnswer as error:
+        raise RequestRefused(f"{where}: {error}") from None

@@ -1,0 +1,85 @@
+"""Bringing a base model to a folder: from the hub at a pinned revision, or from a local folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from specdec.errors import ModelError, TransientError
+from specdec.io import replacing_dir, write_json
+from specdec.targets.identity import RECORD, compute_identity
+from specdec.targets.target import Target, first_line, load_tokenizer
+
+# Weights as safetensors only, and no code.
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md"]
+
+
+def copy_base(source: Path, out: Path) -> None:
+    """Copies a checkpoint folder's own files (safetensors, tokenizer, configuration), atomically."""
+    with replacing_dir(out) as aside:
+        for pattern in PATTERNS:
+            for file in sorted(source.glob(pattern)):
+                shutil.copyfile(file, aside / file.name)
+        (aside / RECORD).unlink(missing_ok=True)  # the source's own record, should it have one
+        finish(aside)
+
+
+def download_base(repository: str, revision: str | None, out: Path) -> str:
+    """Downloads a hub repository at a revision to `out`; returns the commit. Downloads resume in the hub's cache.
+
+    Raises ModelError when there is no such repository or revision, TransientError when the hub is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{repository!r} is neither a folder here nor a model on the hub that you may read: check "
+            "fetch_base.source, and HF_TOKEN where the model is gated"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        raise TransientError(
+            f"the Hugging Face hub could not be reached for {repository}: {first_line(error)}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"{repository} at {revision} could not be fetched: {first_line(error)}") from None
+    copy_base(snapshot, out)
+    return snapshot.name
+
+
+def finish(folder: Path) -> None:
+    """Proves that a fetched folder is a base we can use. Raises ModelError."""
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError("fetch_base.source is no model: it has no config.json")
+    try:
+        json.loads(config.read_text())
+    except ValueError:
+        raise ModelError("fetch_base.source is no model: its config.json is not JSON") from None
+    compute_identity(folder)
+    if not load_tokenizer(folder).chat_template:
+        raise ModelError(
+            "the base's tokenizer has no chat template: choose a chat model, or add chat_template.jinja to its folder"
+        )
+
+
+def record_base(
+    folder: Path, source: str, revision: str | None, name: str, say: Callable[[str], None]
+) -> None:
+    """Loads the base once (it must be usable before anything is built on it) and writes its record."""
+    target = Target.from_pretrained(folder, dtype="bfloat16", device="cpu")
+    parameters = sum(p.numel() for p in target.model.parameters())
+    say(
+        f"{name}: {parameters / 1e6:,.1f}M parameters, {target.num_layers} layers, vocabulary {target.vocab_size}"
+    )
+    identity = compute_identity(folder).as_dict()
+    record = {
+        "source": source,
+        "revision": revision,
+        "name": name,
+        "identity": identity,
+        "parameters": parameters,
+    }
+    write_json(folder / RECORD, record)

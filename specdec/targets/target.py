@@ -1,0 +1,164 @@
+"""A frozen base model behind the few operations that drafting, verifying and training need.
+
+Any Hugging Face causal language model with an output layer. Logits are taken from hidden states by the model's
+own head (bias, scaling and soft-capping included); loading proves on a few tokens that this equals the model's
+own forward, so an architecture whose head does something else is refused instead of being served wrongly.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from specdec.errors import ModelError
+from specdec.targets.identity import Identity, identify
+
+# Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
+_SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
+_CAPS = ("final_logit_softcapping",)
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """hidden[B, T, H]: after the final norm. auxiliary: output of each layer asked for, [B, T, H] each."""
+
+    hidden: Tensor
+    auxiliary: tuple[Tensor, ...] = ()
+
+
+class Target:
+    """The base: `forward` gives hidden states, `logits` turns them into logits, `new_cache` holds a context."""
+
+    def __init__(self, model: Any, tokenizer: Any, identity: Identity, name: str):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.name = name
+        self._body = model.base_model
+        self._head = model.get_output_embeddings()
+        if self._head is None:
+            raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
+        text = model.config.get_text_config()
+        self.hidden_size: int = text.hidden_size
+        self.num_layers: int = text.num_hidden_layers
+        self.vocab_size: int = self._head.weight.shape[0]
+        self.max_positions: int = getattr(text, "max_position_embeddings", None) or 2**31 - 1
+        self.stop_ids = _stop_ids(model, tokenizer)
+        self._scale = next((f(getattr(text, n)) for n, f in _SCALES.items() if getattr(text, n, None)), 1.0)
+        self._cap = next((getattr(text, n) for n in _CAPS if getattr(text, n, None)), None)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, dtype: str = "float32", device: str | None = None
+    ) -> "Target":
+        """Loads a checkpoint folder (safetensors only, no remote code) and proves the door on a few tokens.
+
+        dtype: `float32`, `bfloat16` or `float16`. device: None takes the GPU where there is one.
+        Raises ModelError when the folder is no model, or one whose logits this door cannot reproduce.
+        """
+        folder = Path(folder)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        identity = identify(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{folder} cannot be loaded as a causal language model: {first_line(error)}"
+            ) from None
+        target = cls(model.to(device), load_tokenizer(folder), identity, folder.name)
+        target.check_logits()
+        return target
+
+    @property
+    def device(self) -> torch.device:
+        return self._head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._head.weight.dtype
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, H]: the output layer's weight; drafter heads start from it."""
+        return self._head.weight
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too."""
+        return DynamicCache()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> TargetOutput:
+        """One pass over token_ids[B, T] behind what `cache` holds (and which it then holds too).
+
+        positions[B, T]: restart at 0 for every document of a packed row (no cache then): documents do not see
+        each other. layers: indices as in `hidden_states` of transformers (0 = embeddings).
+        """
+        output = self._body(
+            input_ids=token_ids,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=bool(layers),
+        )
+        auxiliary = tuple(output.hidden_states[i] for i in layers) if layers else ()
+        return TargetOutput(output.last_hidden_state, auxiliary)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden[..., H] -> logits[..., V] in float32."""
+        logits = self._head(hidden).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._cap is not None:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return logits
+
+    @torch.inference_mode()
+    def check_logits(self) -> None:
+        """Raises ModelError unless `logits(forward(x).hidden)` equals the model's own logits."""
+        ids = torch.arange(min(5, self.vocab_size), device=self.device)[None]
+        own = self.model(ids, use_cache=False).logits.float()
+        ours = self.logits(self.forward(ids).hidden)
+        tolerance = 1e-4 if self.dtype is torch.float32 else 2e-2
+        if not torch.allclose(own, ours, rtol=tolerance, atol=tolerance * own.abs().max().item()):
+            worst = (own - ours).abs().max().item()
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}): its logits are not those of its output layer "
+                f"(they differ by {worst:.3g}), so this architecture is not supported"
+            )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's fast tokenizer; raises ModelError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder} holds no tokenizer that transformers can load: {first_line(error)}"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's text, for one-line messages."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """All tokens that end an answer: the generation config may list several."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

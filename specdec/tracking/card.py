@@ -1,0 +1,76 @@
+"""A version's tags and its model card: what it is, where it came from, what was measured."""
+
+from typing import Any
+
+from specdec.tracking.gates import Figures
+from specdec.tracking.values import redact, shorten
+
+_LONGEST_TAG = 5000
+
+
+def version_tags(
+    drafter: str, provenance: dict[str, Any], figures: Figures, origin: dict[str, str]
+) -> dict[str, str]:
+    """Tags of a version. provenance: the drafter's `specdec.json`. origin: `specdec.tracking.lineage`."""
+    measured = {
+        "acceptance_length": figures.acceptance_length,
+        "speedup": figures.speedup,
+    }
+    intervals = {f"specdec.{k}.{end}": repr(getattr(v, end)) for k, v in measured.items() for end in _ENDS}
+    tags = {
+        **{key: value for key, value in origin.items() if not key.startswith("mlflow.")},
+        **intervals,
+        "specdec.drafter": drafter,
+        "specdec.method": str(provenance.get("method", "unknown")),
+        "specdec.data": _text(provenance.get("data")),
+        "specdec.lossless": str(figures.lossless).lower(),
+        "specdec.conditions": figures.conditions,
+        "specdec.checkpoint": "artifacts/drafter",
+    }
+    return {key: shorten(redact(value), _LONGEST_TAG) for key, value in tags.items() if value}
+
+
+_ENDS = ("value", "low", "high")
+
+
+def model_card(model: str, drafter: str, tags: dict[str, str], figures: Figures) -> str:
+    """Markdown for the version's page."""
+    base = tags.get("specdec.base.name", "its base")
+    lossless = "equal to plain decoding" if figures.lossless else "NOT equal to plain decoding"
+    return f"""\
+# {drafter}: a speculative-decoding drafter for {base}
+
+Method `{tags["specdec.method"]}`. Measured on held-out prompts, with confidence intervals:
+
+| | |
+|---|---|
+| acceptance length (tokens per step of the base) | {figures.acceptance_length} |
+| speedup over plain decoding | {figures.speedup} |
+| greedy output | {lossless} |
+
+Load it: `mlflow.pyfunc.load_model("models:/{model}@champion").predict(["..."])`.
+Serve it: `artifacts/drafter` is the checkpoint that vLLM loads. The report is in `artifacts/evaluation`.
+
+| lineage | |
+|---|---|
+{_rows(tags)}
+"""
+
+
+def model_description(base: str) -> str:
+    """For the registered model's page."""
+    return (
+        f"Drafters for speculative decoding with {base}. `champion` is the one to serve, `previous` the one "
+        "before it, `challenger` the best one that is not promoted."
+    )
+
+
+def _rows(tags: dict[str, str]) -> str:
+    shown = [k for k in sorted(tags) if k.startswith(("specdec.git", "specdec.base", "specdec.data"))]
+    return "\n".join(f"| {key.removeprefix('specdec.')} | `{tags[key]}` |" for key in shown)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in sorted(value.items()))
+    return "" if value is None else str(value)

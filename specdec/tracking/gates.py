@@ -1,0 +1,169 @@
+"""What a version must show before it may become the champion. Pure: figures in, decisions in words out."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specdec.config import Register
+from specdec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the evaluation measured. acceptance_length: tokens a step. speedup: times plain decoding.
+
+    conditions: hash of the test prompts, the base and the settings of the evaluation; only figures with the
+    same one can be compared.
+    """
+
+    acceptance_length: Interval
+    speedup: Interval
+    lossless: bool
+    conditions: str
+
+    @classmethod
+    def parse(cls, metrics: Mapping[str, Any], conditions: str, where: str) -> "Figures":
+        """From `metrics/evaluate/D.json`. Raises DataError naming `where` when a figure is missing."""
+        try:
+            return cls(
+                Interval(**{k: float(metrics["acceptance_length"][k]) for k in ("value", "low", "high")}),
+                Interval(**{k: float(metrics["speedup"][k]) for k in ("value", "low", "high")}),
+                bool(metrics["lossless"]),
+                conditions,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where} lacks a figure ({error}): run the evaluation again") from None
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that is served now; acceptance_length is None when its tags do not tell."""
+
+    version: str
+    acceptance_length: float | None
+    conditions: str | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition: `value` must reach `needed`."""
+
+    gate: str
+    value: float | bool
+    needed: float | bool | None
+    passed: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.gate} {_short(self.value)} ({'needs' if self.passed else 'missed'} {_short(self.needed)})"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A drafter's version with its figures."""
+
+    drafter: str
+    version: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Decision:
+    """promoted: it is the champion after this. gates, reason: why, for machines and in words."""
+
+    candidate: Candidate
+    gates: list[Gate]
+    promoted: bool
+    reason: str
+
+    def record(self) -> dict[str, Any]:
+        """For registry.json."""
+        return {"promoted": self.promoted, "gates": [asdict(g) for g in self.gates], "reason": self.reason}
+
+
+def decide(candidates: list[Candidate], settings: Register, champion: Champion | None) -> list[Decision]:
+    """One decision a candidate, in the same order; at most one is promoted.
+
+    Of those that pass every gate, the one with the highest speedup. A champion is never taken down by its own
+    later figures: only a better version replaces it.
+    """
+    gates = [check(c, settings, champion) for c in candidates]
+    passing = [c for c, g in zip(candidates, gates, strict=True) if all(x.passed for x in g)]
+    winner = max(passing, key=lambda c: c.figures.speedup.value, default=None)
+    return [_decision(c, g, winner, champion) for c, g in zip(candidates, gates, strict=True)]
+
+
+def check(candidate: Candidate, settings: Register, champion: Champion | None) -> list[Gate]:
+    """Every gate for one candidate. Intervals count by their lower end."""
+    figures = candidate.figures
+    length, speedup = figures.acceptance_length.low, figures.speedup.low
+    gates = [
+        Gate("lossless", figures.lossless, True, figures.lossless),
+        Gate(
+            "acceptance_length",
+            length,
+            settings.min_acceptance_length,
+            length >= settings.min_acceptance_length,
+        ),
+        Gate("speedup", speedup, settings.min_speedup, speedup >= settings.min_speedup),
+    ]
+    rival = _rival(candidate, champion)
+    if rival is not None:
+        value = figures.acceptance_length.value
+        gates.append(Gate("better_than_champion", value, rival, value > rival))
+    return gates
+
+
+def _rival(candidate: Candidate, champion: Champion | None) -> float | None:
+    """The champion's acceptance length, where it can be compared; None where there is nothing to beat."""
+    if champion is None or champion.version == candidate.version:
+        return None
+    return champion.acceptance_length if champion.conditions == candidate.figures.conditions else None
+
+
+def _decision(
+    candidate: Candidate, gates: list[Gate], winner: Candidate | None, champion: Champion | None
+) -> Decision:
+    missed = [g for g in gates if not g.passed]
+    reigns = champion is not None and champion.version == candidate.version
+    if winner is not None and winner.version == candidate.version:
+        return Decision(candidate, gates, True, _why_promoted(candidate, champion, reigns))
+    if missed:
+        words = "; ".join(map(str, missed))
+        if reigns and winner is None:
+            return Decision(candidate, gates, True, f"stays the champion, though it misses now: {words}")
+        return Decision(candidate, gates, False, f"not promoted: {words}")
+    assert winner is not None  # it passed, so somebody won
+    first = f"{winner.drafter} (version {winner.version}) comes first with speedup {winner.figures.speedup}"
+    reason = f"passes every gate, but {first} against {candidate.figures.speedup}"
+    return Decision(candidate, gates, False, reason)
+
+
+def _why_promoted(candidate: Candidate, champion: Champion | None, reigns: bool) -> str:
+    if reigns:
+        return "is the champion, and passes every gate"
+    if champion is None:
+        return "passes every gate; the first champion"
+    if _rival(candidate, champion) is None:
+        return f"passes every gate; version {champion.version} was measured on another base or other prompts"
+    return (
+        f"passes every gate; its acceptance length {candidate.figures.acceptance_length.value:.3f} beats "
+        f"{champion.acceptance_length:.3f} of version {champion.version}"
+    )
+
+
+def _short(value: float | bool | None) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value).lower()

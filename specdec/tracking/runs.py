@@ -1,0 +1,98 @@
+"""One MLflow run, written to in batches."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specdec.errors import TransientError
+from specdec.tracking.store import Store, speaking
+from specdec.tracking.values import name_of, numbers, parameters, redact, shorten
+
+_FLUSH_SECONDS = 2.0  # a page that is open shows figures at most this late
+_PARAMS_A_CALL = 100  # MLflow's limits
+_METRICS_A_CALL = 900
+_LONGEST_TAG = 5000
+
+
+class DrafterRun:
+    """The open run of one drafter.
+
+    Figures are collected and sent at most every two seconds. A server that is away for a while stops nothing:
+    they are kept and sent when it is back; what cannot be sent in the end raises TransientError.
+    """
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._waiting: list[Any] = []
+        self._sent = 0.0
+        self._away = False
+
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Nested numbers become `a/b` or `a/0`; a NaN or infinite one becomes a tag that says when."""
+        from mlflow.entities import Metric
+
+        finite, strange = numbers(values)
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(name, number, now, step or 0) for name, number in finite.items()]
+        if strange:
+            when = "" if step is None else f" at step {step}"
+            self.set_tags({f"specdec.not_finite.{name}": number + when for name, number in strange.items()})
+        if time.monotonic() - self._sent > _FLUSH_SECONDS:
+            self._try_to_flush()
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Settings, flat and redacted.
+
+        One that was logged before with another value (a resumed run) stays, and the new value becomes the tag
+        `specdec.changed.<name>`: MLflow allows no change of a parameter.
+        """
+        from mlflow.entities import Param
+
+        new = parameters(values)
+        with speaking(self._store.location):
+            old = self._store.client.get_run(self.run_id).data.params
+            added = [Param(name, value) for name, value in new.items() if name not in old]
+            for start in range(0, len(added), _PARAMS_A_CALL):
+                self._store.client.log_batch(self.run_id, params=added[start : start + _PARAMS_A_CALL])
+        changed = {name: value for name, value in new.items() if old.get(name, value) != value}
+        self.set_tags({f"specdec.changed.{name}": value for name, value in changed.items()})
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Short texts about the run; None is left out."""
+        from mlflow.entities import RunTag
+
+        tags = [
+            RunTag(name_of(key), shorten(redact(str(value)), _LONGEST_TAG))
+            for key, value in values.items()
+            if value is not None
+        ]
+        with speaking(self._store.location):
+            for start in range(0, len(tags), _PARAMS_A_CALL):
+                self._store.client.log_batch(self.run_id, tags=tags[start : start + _PARAMS_A_CALL])
+
+    def log_artifacts(self, folder: Path, artifact_path: str) -> None:
+        """Copies every file of `folder` to `artifact_path` in the run."""
+        with speaking(self._store.location):
+            self._store.client.log_artifacts(self.run_id, os.fspath(folder), artifact_path)
+
+    def flush(self) -> None:
+        """Sends what waits. Raises TransientError when MLflow does not answer; nothing is dropped then."""
+        while self._waiting:
+            with speaking(self._store.location):
+                self._store.client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_A_CALL])
+            del self._waiting[:_METRICS_A_CALL]
+        self._sent = time.monotonic()
+
+    def _try_to_flush(self) -> None:
+        try:
+            self.flush()
+            self._away = False
+        except TransientError as error:
+            self._sent = time.monotonic()
+            if not self._away:
+                print(f"specdec: {error}; figures are kept and sent later", file=sys.stderr, flush=True)
+            self._away = True

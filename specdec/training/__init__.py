@@ -1,0 +1,5 @@
+"""Training a drafter on a frozen base: features, the Hugging Face Trainer around it, what is measured meanwhile."""
+
+from specdec.training.train import TrainingResult, train
+
+__all__ = ["TrainingResult", "train"]

@@ -1,0 +1,61 @@
+"""The door of every DVC stage: `python -m stages.<stage>`.
+
+A stage reads its settings and inputs, calls `specdec`, and writes outputs and metrics. `run` turns our own
+errors into one line and an exit code (`specdec.errors`), and SIGTERM into an exception, so that servers are
+stopped and MLflow runs are closed on the way out.
+"""
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from specdec.errors import SpecdecError
+
+EMBEDDED_DATA = Path(".specdec/python-docs")  # the published repository of the embedded default
+# Read when the libraries are imported, which is after this: bars drawn into a log are noise.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait by spinning bring everything to a crawl when another program wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_STARTED = time.monotonic()
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: `finally` and context managers run."""
+
+
+def run(stage: Callable[[], None]) -> None:
+    """Runs one stage and exits: 0, or the error's exit code after one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        stage()
+    except SpecdecError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or os.getcwd()
+        _fail(f"the disk is full ({where}): free some space and run the same command again", 2)
+    except (KeyboardInterrupt, Terminated):
+        _fail("interrupted: run the same command again, it goes on from here", 130)
+
+
+def say(line: str) -> None:
+    """One plain progress line, with the seconds since the stage began."""
+    print(f"[{time.monotonic() - _STARTED:6.1f}s] {line}", flush=True)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"specdec: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated

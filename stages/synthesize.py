@@ -1,0 +1,88 @@
+"""The base answers the prompts itself: `python -m stages.synthesize`.
+
+In: `data/prompts/{train,validation}.jsonl`, `models/base/`. Out: `data/synthetic/{train,validation}.jsonl`
+and `metrics/synthesis.json`. Every answer is in the journal below `.specdec/synthesize/` as soon as it is
+there, so that an interrupted run goes on where it was; when nothing is missing, no server is started.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specdec.config import Environment, Synthesize, load_params
+from specdec.errors import DataError, ModelError
+from specdec.io import read_jsonl, write_json
+from specdec.serving import serve
+from specdec.synthesis import (
+    BaseTokens,
+    Journal,
+    Recipe,
+    assemble,
+    count_missing,
+    journal_settings,
+    synthesize,
+)
+from stages import run, say
+
+BASE = Path("models/base")
+PROMPTS, OUT = Path("data/prompts"), Path("data/synthetic")
+METRICS = Path("metrics/synthesis.json")
+JOURNAL = Path(".specdec/synthesize")
+SPLITS = ("train", "validation")
+
+
+def main() -> None:
+    """Asks for what the journal lacks, then writes both splits in the prompts' order."""
+    settings = load_params().synthesize
+    identity = _identity()
+    with Journal.open(JOURNAL, journal_settings(settings, identity)) as journal:
+        total, missing = count_missing(_prompts(), journal)
+        say(f"{total} prompts, {total - missing} of them answered before")
+        figures = _ask(settings, identity, journal) if missing else None
+        data = {split: assemble(journal, _rows(split), OUT / f"{split}.jsonl").figures() for split in SPLITS}
+    write_json(METRICS, {"engine": settings.engine, "data": data, "run": figures})
+
+
+def _ask(settings: Synthesize, identity: dict[str, str], journal: Journal) -> dict[str, Any]:
+    """One run against a server; returns its figures."""
+    environment = Environment.read()
+    with serve(BASE, settings, environment, JOURNAL / "server.log", say) as endpoint:
+        recipe = Recipe(settings.sampling, settings.max_model_len, identity, BaseTokens.load(BASE))
+        statistics = synthesize(
+            _prompts,
+            journal,
+            endpoint,
+            recipe,
+            max_failed_share=settings.max_failed_share,
+            concurrency=environment.concurrency,
+            say=say,
+        )
+    refused = list(endpoint.capabilities.refused)
+    return {**statistics.figures(), "concurrency": environment.concurrency, "fields_refused": refused}
+
+
+def _identity() -> dict[str, str]:
+    """The hashes of the base's weights, tokenizer and chat template."""
+    file = BASE / "specdec.json"
+    try:
+        identity: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError):
+        raise ModelError(f"{file} is missing or unreadable: run the stage `fetch_base` first") from None
+    return identity
+
+
+def _prompts() -> Iterator[dict[str, Any]]:
+    return itertools.chain.from_iterable(_rows(split) for split in SPLITS)
+
+
+def _rows(split: str) -> Iterator[dict[str, Any]]:
+    file = PROMPTS / f"{split}.jsonl"
+    if not file.is_file():
+        raise DataError(f"{file} is missing: run the stage `prepare_prompts` first")
+    return read_jsonl(file)
+
+
+if __name__ == "__main__":
+    run(main)

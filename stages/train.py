@@ -1,0 +1,125 @@
+"""One drafter, trained on what the frozen base answered.
+
+python -m stages.train D    ->  models/drafters/D/, metrics/train/D.json, metrics/train/D.csv (curves)
+"""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+from specdec.config import DrafterSettings, Params, load_params
+from specdec.data.packing import PackedRow, pack, sequences
+from specdec.drafters import new_drafter
+from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
+from specdec.targets import Target
+from specdec.tracking import DrafterRun, drafter_run
+from specdec.training import TrainingResult, train
+from stages import run, say
+
+DATA = Path("data/synthetic")
+
+
+def main() -> None:
+    name = sys.argv[1]
+    params = load_params()
+    settings = params.drafters[name]
+    target = Target.from_pretrained("models/base", dtype=settings.training.dtype)
+    rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
+    provenance = _provenance(settings, target)
+    work = _work_folder(name, provenance)
+    drafter = new_drafter(target, settings)
+    curves = Curves(work / "curves.csv")
+    with drafter_run(name, params, _read(work / "mlflow_run")) as tracked:
+        write_text(work / "mlflow_run", tracked.run_id)
+
+        def on_log(metrics: dict[str, float], step: int) -> None:
+            tracked.log_metrics(metrics, step=step)
+            curves.add(metrics, step)
+
+        result = train(
+            target, drafter, rows["train"], rows["validation"], settings.training, work, on_log, say
+        )
+        drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
+        _write_metrics(name, params, result, tracked, curves)
+    say(f"validation acceptance length {result.metrics['acceptance_length']:.3f} after {result.steps} steps")
+
+
+def _packed(split: str, settings: DrafterSettings, target: Target) -> list[PackedRow]:
+    found = [s for row in read_jsonl(DATA / f"{split}.jsonl") for s in sequences(row)]
+    tokens, answers = sum(map(len, found)), sum(int(s.loss_mask.sum()) for s in found)
+    length = min(settings.training.max_length, target.max_positions)
+    packed = pack(found, length, target.tokenizer.pad_token_id or 0)
+    padding = 1 - tokens / (len(packed) * length)
+    say(
+        f"{split}: {len(found):,} conversations, {tokens:,} tokens ({answers:,} of answers) "
+        f"in {len(packed):,} rows of {length}, {max(0.0, padding):.1%} padding"
+    )
+    return packed
+
+
+def _provenance(settings: DrafterSettings, target: Target) -> dict[str, object]:
+    """What decides the drafter's weights: two runs with the same are the same run."""
+    return {
+        "base": target.identity.as_dict(),
+        "data": {split: sha256_file(DATA / f"{split}.jsonl") for split in ("train", "validation")},
+        "settings": settings.model_dump(),
+    }
+
+
+def _work_folder(name: str, provenance: dict[str, object]) -> Path:
+    """Where this very run keeps its checkpoints; what other settings or data left behind is removed."""
+    root = Path(".specdec/train") / name
+    work = root / sha256_json(provenance)[:16]
+    for other in root.glob("*"):
+        if other != work:
+            shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text() if file.exists() else None
+
+
+def _write_metrics(
+    name: str, params: Params, result: TrainingResult, tracked: DrafterRun, curves: "Curves"
+) -> None:
+    final = {f"best/{key}": value for key, value in result.metrics.items()}
+    tracked.log_metrics(final, step=result.steps)
+    tracked.log_artifacts(Path("models/drafters") / name, "drafter")
+    curves.publish(Path("metrics/train") / f"{name}.csv")
+    content = {"mlflow_run": tracked.run_id, "steps": result.steps, **result.metrics}
+    write_json(Path("metrics/train") / f"{name}.json", content)
+
+
+class Curves:
+    """step, metric, value: appended while training; after a resume, a step counts once (its last value).
+
+    Without timings: the same training gives the same curves, and DVC need not evaluate it again.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def add(self, metrics: dict[str, float], step: int) -> None:
+        with self._file.open("a", newline="") as out:
+            rows = ((step, name, value) for name, value in metrics.items() if "per_second" not in name)
+            csv.writer(out).writerows(rows)
+
+    def publish(self, out: Path) -> None:
+        """One row a step, one column a metric, for `dvc plots`."""
+        table: dict[int, dict[str, str]] = {}
+        with self._file.open(newline="") as source:
+            for line in csv.reader(source):
+                if len(line) == 3:  # a kill can leave a torn last line
+                    table.setdefault(int(line[0]), {})[line[1]] = line[2]
+        names = sorted({name for values in table.values() for name in values})
+        with replacing(out) as aside, aside.open("w", newline="") as sink:
+            writer = csv.DictWriter(sink, ["step", *names])
+            writer.writeheader()
+            writer.writerows({"step": step, **table[step]} for step in sorted(table))
+
+
+if __name__ == "__main__":
+    run(main)

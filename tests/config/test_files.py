@@ -1,0 +1,109 @@
+"""Settings: what is refused, and that the message names the key."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specdec.config import load_params, profile_names, use_profile
+from specdec.config.environment import Environment
+from specdec.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def change(tmp_path: Path, key: str, value: object) -> Path:
+    """params.yaml with one (possibly new) key changed; `__delete__` removes it."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *parents, last = key.split(".")
+    place = content
+    for part in parents:
+        place = place[part]
+    if value == "__delete__":
+        del place[last]
+    else:
+        place[last] = value
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_the_committed_settings_are_valid() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.clone_data.url == "embedded"
+    assert params.drafters["medusa"].num_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("clone_dataa", {}, "clone_dataa: unknown key; allowed here: clone_data, "),
+        ("synthesize.sampling.temprature", 1.0, "synthesize.sampling.temprature: unknown key; allowed here: max_tok"),
+        ("drafters.medusa.heads", 2, "drafters.medusa.heads: unknown key; allowed here: head_decay, method, num_h"),
+        ("drafters.medusa.training.lr", 2, "drafters.medusa.training.lr: unknown key; allowed here: "),
+        ("drafters.medusa.num_heads", "2", "drafters.medusa.num_heads: "),
+        ("drafters.medusa.num_heads", 0, "drafters.medusa.num_heads: "),
+        ("drafters.medusa.method", "medussa", "drafters.medusa.method: "),
+        ("drafters", {}, "drafters: "),
+        ("synthesize.sampling.top_p", 0.5, "synthesize.sampling: top_p has no effect at temperature 0"),
+        ("synthesize.max_model_len", 64, "synthesize.max_model_len is 64, below"),
+        ("prepare_prompts.test_share", 1.0, "validation_share + test_share must be below 1"),
+        ("fetch_base.revision", "main", "`revision` must be null"),
+        ("fetch_base.source", "org/model", "the section `embedded` goes with"),
+        ("clone_data.url", "__delete__", "clone_data.url: missing"),
+        ("clone_data.url", "https://me:secret@host/x", "clone_data.url: "),
+        ("evaluate.confidence", True, "evaluate.confidence: "),
+    ],
+)
+def test_bad_settings_are_refused_by_the_path_of_the_key(
+    tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_params(change(tmp_path, key, value))
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    file = change(tmp_path, "drafters.medusa.training.seed", 7)
+    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    assert load_params(file).drafters["medusa"].training.learning_rate == 1e-3
+
+
+def test_no_file_and_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not there: run this in the root"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("name", profile_names(ROOT / "profiles"))
+def test_every_profile_gives_valid_settings(tmp_path: Path, name: str) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    params = use_profile(name, tmp_path / "params.yaml", ROOT / "profiles")
+    assert load_params(tmp_path / "params.yaml") == params
+    assert params.fetch_base.source != "embedded"
+
+
+def test_a_profile_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    before = (tmp_path / "params.yaml").read_bytes()
+    (tmp_path / "bad.yaml").write_text("evaluate: {max_new_tokens: 8}\n")
+    with pytest.raises(ConfigError, match=r"evaluate\.repeats: missing"):
+        use_profile("bad", tmp_path / "params.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="no profile 'good'"):
+        use_profile("good", tmp_path / "params.yaml", tmp_path)
+    assert (tmp_path / "params.yaml").read_bytes() == before
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("SPECDEC_CONCURRENCY", "7")
+    read = Environment.read()
+    assert read.concurrency == 7
+    assert "very" not in repr(read)
+    monkeypatch.setenv("SPECDEC_CONCURRENCY", "many")
+    with pytest.raises(ConfigError, match="SPECDEC_CONCURRENCY is 'many'"):
+        Environment.read()

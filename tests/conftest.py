@@ -1,0 +1,40 @@
+"""Small real models, made on the spot, and git that knows nothing of the machine it runs on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from specdec.targets import Target
+from tests.tiny import write_base
+
+os.environ.update(
+    DO_NOT_TRACK="true",
+    DVC_NO_ANALYTICS="1",
+    GIT_CONFIG_GLOBAL=os.devnull,
+    GIT_CONFIG_SYSTEM=os.devnull,
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_OFFLINE="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with a byte-level tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    write_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def target(base_folder: Path) -> Target:
+    return Target.from_pretrained(base_folder, device="cpu")

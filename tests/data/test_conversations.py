@@ -1,0 +1,79 @@
+"""The parser: every accepted form, every kind of bad row, with its line number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec.data.conversations import BadRow, RowCount, parse_line, read_conversations
+from specdec.errors import DataError
+
+
+def anteater(*turns: str, system: str = "", **more: Any) -> dict[str, Any]:
+    roles = ("User", "Assistant")
+    rows = [{"from": roles[i % 2], "value": t, "label": None} for i, t in enumerate(turns)]
+    return {"system": system, "mask": "User", "conversations": rows, **more}
+
+
+def parse(row: Any) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in parse_line(json.dumps(row).encode()).messages]
+
+
+def test_the_three_forms() -> None:
+    wanted = [("system", "S"), ("user", "Q"), ("assistant", "A")]
+    assert parse(anteater("Q", "A", system="S")) == wanted
+    sharegpt = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    assert parse({"conversations": sharegpt}) == wanted
+    assert parse({"messages": [{"role": r, "content": c} for r, c in wanted]}) == wanted
+
+
+def test_category_and_empty_system() -> None:
+    parsed = parse_line(json.dumps(anteater("Q", system=" ", dataset="math")).encode())
+    assert parsed.category == "math"
+    assert [m["role"] for m in parsed.messages] == ["user"]
+
+
+BAD = {
+    "not JSON": "{",
+    "not a JSON object": "[1]",
+    "no conversation": json.dumps({"text": "hello"}),
+    "empty turn": json.dumps(anteater("Q", " ")),
+    "text is not a string": json.dumps({"conversations": [{"from": "User", "value": 3}]}),
+    "turn is not an object": json.dumps({"conversations": ["hello"]}),
+    "unknown role": json.dumps({"conversations": [{"from": "Robot", "value": "hi"}]}),
+    "roles out of order": json.dumps({"messages": [{"role": "assistant", "content": "hi"}]}),
+    "text is not valid Unicode": json.dumps(anteater("\ud800")),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_are_named(kind: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        parse_line(BAD[kind].encode())
+    assert caught.value.kind == kind
+
+
+def test_bad_rows_are_counted_and_listed_by_line(tmp_path: Path) -> None:
+    good = json.dumps(anteater("Q", "A"))
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([good, "{", "", good, BAD["empty turn"]]) + "\n")
+    count = RowCount()
+    assert len(list(read_conversations(file, count))) == 2
+    assert count.rows == 4
+    assert count.bad_lines == [(2, "not JSON"), (5, "empty turn")]
+    assert count.bad_share == 0.5
+
+
+def test_a_pointer_is_no_data(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 3\n")
+    with pytest.raises(DataError, match="is a Git LFS pointer"):
+        list(read_conversations(file, RowCount()))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=50))
+def test_any_text_survives(turns: list[str]) -> None:
+    assert [text for _, text in parse(anteater(*turns))] == turns

@@ -1,0 +1,202 @@
+"""Cloning: pinned, whole, with Git LFS; and what a user meets when something is wrong."""
+
+import hashlib
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from specdec.data.lfs import Pointer, fetch_object
+from specdec.data.source import Source, clone_file
+from specdec.errors import DataError, TransientError
+
+ROWS = "".join(
+    json.dumps({"conversations": [{"from": "User", "value": f"q{i}"}]}) + "\n" for i in range(50)
+).encode()
+CARD = b"---\nlicense: cc-by-4.0\n---\n# Data\n"
+
+
+def git(repository: Path, *command: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    done = subprocess.run(["git", *identity, *command], cwd=repository, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def commit(repository: Path, content: bytes, message: str = "data") -> str:
+    (repository / "train.jsonl").write_bytes(content)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", message)
+    return git(repository, "rev-parse", "HEAD")
+
+
+def pointer_text(content: bytes) -> bytes:
+    oid = hashlib.sha256(content).hexdigest()
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "README.md").write_bytes(CARD)
+    commit(folder, ROWS)
+    return folder
+
+
+Clone = Callable[..., Source]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    def call(url: str | Path, revision: str = "main", file: str = "train.jsonl", share: float = 0.0) -> Source:
+        return clone_file(str(url), revision, file, tmp_path / "out.jsonl", tmp_path / "work", share, print)
+
+    return call
+
+
+def test_a_pinned_commit_is_what_comes(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    first = git(repository, "rev-parse", "HEAD")
+    commit(repository, ROWS[: len(ROWS) // 2], "later")
+    for url in (repository, f"file://{repository}"):
+        source = clone(url, revision=first)
+        assert (tmp_path / "out.jsonl").read_bytes() == ROWS
+        assert source.commit == first
+        assert source.rows == 50
+        assert source.licence == "cc-by-4.0"
+        assert source.sha256 == hashlib.sha256(ROWS).hexdigest()
+
+
+def test_a_tag_and_a_moved_branch(repository: Path, clone: Clone) -> None:
+    first = clone(repository).commit
+    git(repository, "tag", "-a", "v1", "-m", "v1")
+    second = commit(repository, ROWS * 2, "more")
+    assert clone(repository).commit == second
+    assert clone(repository, revision="v1").commit == first
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "f" * 40])
+def test_no_such_revision(repository: Path, clone: Clone, revision: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"has no revision '{revision}'.*clone_data\.revision"):
+        clone(repository, revision=revision)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_no_such_repository(tmp_path: Path, clone: Clone) -> None:
+    with pytest.raises(DataError, match=r"could not be fetched: check clone_data\.url"):
+        clone(tmp_path / "nothing")
+    with pytest.raises(TransientError, match="could not be reached"):
+        clone("http://127.0.0.1:9/data")
+
+
+def test_no_such_file(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file 'other.jsonl'.*README.md, train.jsonl"):
+        clone(repository, file="other.jsonl")
+    assert not list(tmp_path.glob("*out.jsonl*"))
+
+
+def test_too_many_bad_rows(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    commit(repository, ROWS + b"{\n" + b'{"conversations": []}\n', "bad")
+    with pytest.raises(DataError, match=r"2 of 52 rows .* 1 not JSON, 1 no conversation; lines 51 \(not JSON\), 52"):
+        clone(repository)
+    assert not (tmp_path / "out.jsonl").exists()
+    source = clone(repository, share=0.1)
+    assert source.bad_rows == {"not JSON": 1, "no conversation": 1}
+    assert source.bad_lines == [(51, "not JSON"), (52, "no conversation")]
+
+
+def test_lfs_from_a_local_store(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    commit(repository, pointer_text(ROWS), "lfs")
+    with pytest.raises(DataError, match="holds the pointer .* but not the object"):
+        clone(repository)
+    oid = hashlib.sha256(ROWS).hexdigest()
+    stored = repository / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(ROWS[:-1])
+    with pytest.raises(DataError, match="content is damaged"):
+        clone(repository)
+    stored.write_bytes(ROWS)
+    assert clone(repository).rows == 50
+    assert (tmp_path / "out.jsonl").read_bytes() == ROWS
+
+
+@dataclass
+class LfsServer:
+    """A batch API and its store; `fail_after` breaks the connection after so many bytes, once."""
+
+    url: str = ""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    fail_after: int | None = None
+    status: int = 200
+    ranges: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def lfs() -> Iterator[LfsServer]:
+    state = LfsServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["objects"][0]
+            assert self.path == "/data.git/info/lfs/objects/batch"
+            answer: dict[str, object] = {"oid": asked["oid"], "error": {"code": 404, "message": "no"}}
+            if asked["oid"] in state.objects:
+                header = {"X-Store": "yes"}
+                where = {"href": f"{state.url}/store/{asked['oid']}", "header": header}
+                answer = {"oid": asked["oid"], "actions": {"download": where}}
+            self.send_response(state.status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"objects": [answer]}).encode())
+
+        def do_GET(self) -> None:
+            assert self.headers["X-Store"] == "yes"
+            content = state.objects[self.path.rsplit("/")[-1]]
+            state.ranges.append(self.headers["Range"])
+            start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            cut, state.fail_after = state.fail_after, None
+            self.wfile.write(content[start:] if cut is None else content[start:cut])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def test_lfs_over_http_goes_on_where_it_broke_off(lfs: LfsServer, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9000
+    pointer = Pointer(hashlib.sha256(content).hexdigest(), len(content))
+    lfs.objects[pointer.oid] = content
+    lfs.fail_after = 1_500_000
+    out = tmp_path / "part"
+    with pytest.raises(TransientError, match="could not be reached"):
+        fetch_object(f"{lfs.url}/data", pointer, out, print)
+    have = out.stat().st_size
+    assert 0 < have <= 1_500_000
+    fetch_object(f"{lfs.url}/data", pointer, out, print)
+    assert out.read_bytes() == content
+    assert lfs.ranges == [None, f"bytes={have}-"]
+
+
+def test_lfs_over_http_refusals(lfs: LfsServer, tmp_path: Path) -> None:
+    pointer = Pointer("0" * 64, 3)
+    with pytest.raises(DataError, match="has no object 000000000000"):
+        fetch_object(f"{lfs.url}/data.git", pointer, tmp_path / "part", print)
+    lfs.status = 503
+    with pytest.raises(TransientError, match="answered 503"):
+        fetch_object(f"{lfs.url}/data", pointer, tmp_path / "part", print)
+    lfs.status = 403
+    with pytest.raises(DataError, match="refused the Git LFS request with 403"):
+        fetch_object(f"{lfs.url}/data", pointer, tmp_path / "part", print)

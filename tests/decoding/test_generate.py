@@ -1,0 +1,102 @@
+"""Generation: plain equals transformers' own, and no drafter, however wrong, changes a token."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specdec.decoding import generate, steps
+from specdec.errors import DataError
+from specdec.targets import Target
+from tests.decoding.oracle import Oracle
+
+PROMPT = [1, 4, 30, 41, 52, 63, 2, 5]
+LIMIT = 40
+
+
+def by_transformers(target: Target, prompt: list[int], limit: int) -> list[int]:
+    output = target.model.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False)
+    return output[0, len(prompt) :].tolist()
+
+
+def test_plain_decoding_equals_transformers(target: Target) -> None:
+    for prompt in (PROMPT, [1, 4, 100, 2, 5], [1]):
+        assert generate(target, None, prompt, LIMIT).token_ids == by_transformers(target, prompt, LIMIT)
+
+
+@given(
+    plan=st.lists(st.none() | st.integers(0, 3), max_size=40),
+    length=st.integers(1, 4),
+    limit=st.integers(1, LIMIT),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_drafter_leaves_the_output_as_it_is(
+    target: Target, plan: list[int | None], length: int, limit: int
+) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    oracle = Oracle(truth, plan, length, target.vocab_size)
+    made = generate(target, oracle, PROMPT, limit)
+    assert made.token_ids == truth[:limit]
+    # While the truth is known, exactly what the plan left right is accepted.
+    known = [i for i in range(made.steps) if sum(oracle.offered[: i + 1]) + i + 1 + length < len(truth)]
+    assert [made.accepted_per_step[i] for i in known] == [oracle.offered[i] for i in known]
+
+
+def test_acceptance_length_counts_the_bonus_token(target: Target) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    assert len(truth) == LIMIT, "the fixture's base must not stop early"
+    always_right = generate(target, Oracle(truth, [], 3, target.vocab_size), PROMPT, 1 + 4 * 5)
+    assert always_right.steps == 5
+    assert always_right.acceptance_length == 4.0
+    always_wrong = generate(target, Oracle(truth, [0] * 99, 3, target.vocab_size), PROMPT, 20)
+    assert always_wrong.acceptance_length == 1.0
+    assert generate(target, None, PROMPT, 1).acceptance_length == 1.0
+
+
+def test_the_cache_is_rolled_back_exactly(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = []
+    new_cache = target.new_cache
+    monkeypatch.setattr(target, "new_cache", lambda: caches.append(new_cache()) or caches[-1])
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    oracle = Oracle(truth, [0, 2, None, 1, 0, None, 2] * 5, 3, target.vocab_size)
+    made = generate(target, oracle, PROMPT, 25).token_ids
+    cache = caches[-1]
+    kept = cache.get_seq_length()
+    context = [*PROMPT, *truth][:kept]
+    assert kept >= len(PROMPT) + len(made) - 1
+    fresh = new_cache()
+    target.forward(torch.tensor([context]), cache=fresh)
+    for layer, wanted in zip(cache.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(layer.keys, wanted.keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.values, wanted.values, rtol=1e-4, atol=1e-4)
+
+
+def test_stops_behind_the_stop_token_even_inside_a_draft(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    stop = truth[6]
+    first = truth.index(stop)
+    monkeypatch.setattr(target, "stop_ids", frozenset({stop}))
+    for length in (1, 2, 3, 4):
+        made = generate(target, Oracle(truth, [], length, target.vocab_size), PROMPT, LIMIT)
+        assert made.token_ids == truth[: first + 1]
+
+
+def test_to_the_very_end_of_the_context(target: Target) -> None:
+    prompt = [1, 4] + [7 + i % 90 for i in range(target.max_positions - 12)]
+    truth = generate(target, None, prompt, 100).token_ids
+    assert len(truth) == 10
+    for length in (1, 3, 4):
+        assert generate(target, Oracle(truth, [], length, target.vocab_size), prompt, 100).token_ids == truth
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 300])
+def test_prompts_that_do_not_fit(target: Target, prompt: list[int]) -> None:
+    with pytest.raises(DataError, match="takes 1 to 255"):
+        generate(target, None, prompt, 5)
+
+
+def test_streaming_gives_the_same_tokens(target: Target) -> None:
+    truth = generate(target, None, PROMPT, 20).token_ids
+    streamed = list(steps(target, Oracle(truth, [1] * 9, 3, target.vocab_size), PROMPT, 20))
+    assert [t for s in streamed for t in s.token_ids] == truth
+    assert streamed[0].drafted == 0

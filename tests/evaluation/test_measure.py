@@ -1,0 +1,85 @@
+"""Measuring: counts as defined, differences found, prompts that do not fit said."""
+
+from typing import Any
+
+import pytest
+
+from specdec.config import MedusaSettings
+from specdec.drafters import Drafter, new_drafter
+from specdec.errors import DataError
+from specdec.evaluation import Bootstrap, losslessness, measure, summarize
+from specdec.evaluation.measure import PromptMeasurement, first_difference
+from specdec.evaluation.summary import conditional_rates
+from specdec.targets import Target
+from tests.drafters.test_medusa import SETTINGS
+
+
+def row(text: str, category: str = "c") -> dict[str, Any]:
+    return {"id": text, "category": category, "messages": [{"role": "user", "content": text}]}
+
+
+ROWS = [row("add two numbers"), row("what is a list", "d"), row("x", "d")]
+BOOTSTRAP = Bootstrap(samples=200, confidence=0.95, seed=0)
+
+
+@pytest.fixture(scope="module")
+def drafter(target: Target) -> Drafter:
+    return new_drafter(target, MedusaSettings.model_validate(SETTINGS.model_dump() | {"num_heads": 2}))
+
+
+def test_figures_of_a_real_run(target: Target, drafter: Drafter) -> None:
+    measured = measure(target, drafter, [*ROWS, row("long " * 99)], 12, 2, print)
+    assert measured.skipped == 1
+    figures = summarize(measured, BOOTSTRAP)
+    assert figures["lossless"]
+    assert figures["prompts"] == 3
+    assert figures["skipped_prompts"] == 1
+    length = figures["acceptance_length"]["value"]
+    steps = sum(p.steps for p in measured.prompts)
+    assert length == pytest.approx(1 + sum(p.accepted for p in measured.prompts) / steps)
+    assert sum(figures["position_rates"]) == pytest.approx(length - 1)
+    assert all(len(p.seconds_plain) == len(p.seconds_drafter) == 2 for p in measured.prompts)
+    assert set(figures["categories"]) == {"c", "d"}
+    assert figures["categories"]["c"]["acceptance_length"]["low"] is None
+    record = losslessness(measured, "float32")
+    assert record["lossless"]
+    assert record["prompts"] == 3
+
+
+def test_a_changed_output_is_found(target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verification that accepts everything (`<=` for `<`, say) must show up as not lossless."""
+    from specdec.decoding import generate as module
+
+    monkeypatch.setattr(module, "count_accepted", lambda draft, chosen: len(draft))
+    measured = measure(target, drafter, ROWS, 12, 1, print)
+    assert not summarize(measured, BOOTSTRAP)["lossless"]
+    record = losslessness(measured, "float32")
+    assert record["differing"]
+    assert all(entry["first_difference"] > 0 for entry in record["differing"])
+
+
+def test_first_difference() -> None:
+    assert first_difference([1, 2], [1, 2]) is None
+    assert first_difference([1, 2], [1, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+
+
+def test_conditional_rates() -> None:
+    assert conditional_rates([0.5, 0.25, 0.0]) == [0.5, 0.5, 0.0]
+    assert conditional_rates([0.0, 0.0]) == [0.0, 0.0]
+
+
+def test_speedup_is_of_all_seconds() -> None:
+    def prompt(plain: list[float], drafter: list[float]) -> PromptMeasurement:
+        return PromptMeasurement("i", "c", 1, [1, 2], [False, True], 1, [1], None, plain, drafter)
+
+    from specdec.evaluation import Measurement
+
+    figures = summarize(Measurement([prompt([3, 1], [1, 1]), prompt([2, 2], [1, 1])], 0), BOOTSTRAP)
+    assert figures["speedup"]["value"] == pytest.approx(2.0)
+    assert figures["tokens_per_second"] == {"plain": pytest.approx(1.0), "drafter": pytest.approx(2.0)}
+
+
+def test_nothing_to_measure(target: Target, drafter: Drafter) -> None:
+    with pytest.raises(DataError, match="0 were given"):
+        measure(target, drafter, [], 12, 1, print)

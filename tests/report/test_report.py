@@ -1,0 +1,59 @@
+"""The report: self-contained, complete, and safe with any text."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from specdec.report import Report, write_report
+from specdec.report.content import Example, examples
+from specdec.evaluation.measure import PromptMeasurement
+from specdec.targets import Target
+
+NUMBER = {"value": 1.5, "low": 1.4, "high": 1.6}
+GROUP = {"acceptance_length": NUMBER, "speedup": NUMBER, "position_rates": [0.4, 0.1], "prompts": 2, "tokens": 9}
+
+
+def report() -> Report:
+    single = GROUP | {"acceptance_length": {"value": 1.2, "low": None, "high": None}, "prompts": 1}
+    figures = GROUP | {
+        "conditional_rates": [0.4, 0.25],
+        "tokens_per_second": {"plain": 100.0, "drafter": 140.0},
+        "lossless": True,
+        "confidence": 0.95,
+        "categories": {"<script>": GROUP, "one": single},
+    }
+    shown = Example("c", "<b>why</b>?", [("because ", False), ("<i>so</i>", True)], 1.5)
+    return Report("medusa", figures, {"loss": [(1, 2.0)]}, {"base": "tiny"}, [shown])
+
+
+def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
+    write_report(report(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert page.count("data:image/png;base64,") == 3
+    assert "<b>why" not in page
+    assert "<script>" not in page
+    assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
+    assert "1.50 [1.40, 1.60]" in page
+    assert "one prompt: no interval" in page
+    for name in ("positions.png", "categories.png", "training.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in (tmp_path / "report.md").read_text()
+
+
+def test_a_missing_figure_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
+    made = report()
+    del made.figures["lossless"]
+    with pytest.raises(Exception, match="lossless"):
+        write_report(made, tmp_path)
+
+
+def test_examples_mark_what_was_drafted(target: Target) -> None:
+    ids = target.tokenizer("héllo")["input_ids"]
+    drafted = [False, True, True, False, True, False][: len(ids)]
+    prompt = PromptMeasurement("p", "c", 3, ids, drafted, 3, [2, 1])
+    rows = [{"id": "p", "messages": [{"role": "user", "content": "hi"}]}]
+    (shown,) = examples([prompt], rows, target.tokenizer, 4)
+    assert shown.pieces == [("h", False), ("é", True), ("l", False), ("l", True), ("o", False)]
+    assert shown.acceptance_length == 2.0

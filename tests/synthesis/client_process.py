@@ -1,0 +1,37 @@
+"""A client in a process of its own, to be killed: `python client_process.py URL KEY PROMPTS JOURNAL OUT`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from specdec.config import Sampling
+from specdec.io import read_jsonl
+from specdec.synthesis import Capabilities, Endpoint, Journal, Recipe, assemble, synthesize
+from stages import run
+
+
+class CharacterTokens:
+    def prompt_ids(self, history: Sequence[Any]) -> list[int]:
+        return [ord(c) for m in history for c in m["content"]]
+
+    def answer_ids(self, answer: Any) -> list[int]:
+        return [ord(c) for c in answer.text]
+
+
+def main() -> None:
+    url, key, prompts, folder, out = sys.argv[1:]
+    rows = list(read_jsonl(Path(prompts)))
+    recipe = Recipe(
+        Sampling(temperature=0.0, top_p=1.0, max_tokens=64), 100_000, {"weights": "w"}, CharacterTokens()
+    )
+    endpoint = Endpoint(url, "base", "vllm", SecretStr(key), Capabilities())
+    with Journal.open(Path(folder), {"sampling": "greedy"}) as journal:
+        synthesize(lambda: rows, journal, endpoint, recipe, max_failed_share=0.0, concurrency=4, say=print)
+        assemble(journal, rows, Path(out))
+
+
+if __name__ == "__main__":
+    run(main)

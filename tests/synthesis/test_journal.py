@@ -1,0 +1,115 @@
+"""The journal: whole lines only, one writer, one fingerprint."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec.errors import DataError, TransientError
+from specdec.synthesis import Journal
+
+SETTINGS = {"temperature": 0.0}
+
+
+def row(number: int) -> dict[str, Any]:
+    return {"id": f"r{number}", "text": "ä\u2028" * number}
+
+
+def filled(folder: Path, count: int = 3) -> Path:
+    with Journal.open(folder, SETTINGS) as journal:
+        for number in range(count):
+            journal.answered(row(number))
+        journal.failed("bad", "http_400", "no")
+        return journal.path
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert len(journal) == 3
+        assert [journal.row(f"r{i}") for i in range(3)] == [row(i) for i in range(3)]
+        assert "bad" not in journal
+        assert journal.failures == {"http_400": 1}
+
+
+def test_a_failed_row_can_be_answered_later(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        journal.answered({"id": "bad"})
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert "bad" in journal
+        assert not journal.failures
+
+
+def test_a_row_is_answered_once(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path, SETTINGS) as journal, pytest.raises(AssertionError, match="twice"):
+        journal.answered(row(0))
+
+
+@given(cut=st.integers(min_value=0, max_value=400))
+def test_a_torn_end_is_cut_off_wherever_it_is(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("torn")
+    path = filled(folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    kept = whole[: max(0, len(whole) - cut)].count(b"\n")
+    with Journal.open(folder, SETTINGS) as journal:
+        assert len(journal) == max(0, min(3, kept - 1))
+        journal.answered({"id": "new"})
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert all(line.endswith(b"\n") and json.loads(line) for line in lines)
+    assert len(lines) == max(1, kept) + 1
+
+
+def test_blocks_of_zeros_at_the_end_are_cut_off(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 100)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert len(journal) == 3
+    assert path.read_bytes() == whole
+
+
+def test_damage_in_the_middle_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], b"{oops\n", *lines[3:]])
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="damaged at line 3"):
+        Journal.open(tmp_path, SETTINGS)
+    assert path.read_bytes() == damaged
+
+
+def test_other_settings_have_another_file(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path, {"temperature": 1.0}) as other:
+        assert len(other) == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    with Journal.open(tmp_path, {"temperature": 1.0}) as other:
+        wrong = other.path
+    path.replace(wrong)
+    with pytest.raises(DataError, match="other settings or another base"):
+        Journal.open(tmp_path, {"temperature": 1.0})
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from specdec.synthesis.journal import Journal; import sys\n"
+        f"Journal.open(Path({str(tmp_path)!r}), {SETTINGS!r})"
+    )
+    with Journal.open(tmp_path, SETTINGS):
+        with pytest.raises(TransientError, match="in use by another run"):
+            Journal.open(tmp_path, SETTINGS)
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "TransientError" in other.stderr
+    Journal.open(tmp_path, SETTINGS).close()

@@ -1,0 +1,256 @@
+"""Regeneration against a scripted server: nothing lost, nothing twice, whatever happens on the way."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specdec.errors import DataError, RequestRefused, ServerError
+from specdec.io import read_jsonl
+from specdec.synthesis import Endpoint, Journal, Patience, Recipe, assemble, synthesize
+from specdec.synthesis.statistics import RunStatistics
+
+KEY = "sk-scripted-3f2a"
+PASSING = ("429", "500", "503", "502", "reset", "garbage", "truncated", "html")
+FINAL = {"400": "http_400", "422": "http_422", "empty": "empty", "500": "http_500", "garbage": "bad_answer"}
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def go(
+    journal_folder: Path, recipe: Recipe, hasty: Patience, endpoint: Callable[..., Endpoint], tmp_path: Path
+) -> Callable[..., tuple[RunStatistics, Rows]]:
+    """One run over `rows`; returns its statistics and the assembled rows."""
+
+    def run(
+        server: Any, rows: Rows, share: float = 1.0, key: str = KEY, **able: Any
+    ) -> tuple[RunStatistics, Rows]:
+        with Journal.open(journal_folder, {"settings": "same"}) as journal:
+            statistics = synthesize(
+                lambda: rows,
+                journal,
+                endpoint(server, key, **able),
+                recipe,
+                max_failed_share=share,
+                concurrency=8,
+                say=lambda _line: None,
+                patience=hasty,
+            )
+            assemble(journal, rows, tmp_path / "out.jsonl")
+        return statistics, list(read_jsonl(tmp_path / "out.jsonl"))
+
+    return run
+
+
+def expected_messages(prompt: dict[str, Any], reply: Callable[[Rows], str]) -> Rows:
+    history: Rows = []
+    for message in prompt["messages"]:
+        if message["role"] == "assistant":
+            continue
+        history.append(message)
+        if message["role"] == "user":
+            history.append({"role": "assistant", "content": reply(history)})
+    return history
+
+
+def scripted_reply(messages: Rows) -> str:
+    """The scripted server's answer (see `conftest.reply`)."""
+    return "reply " + hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
+
+
+def test_each_turn_is_regenerated_on_its_own_history(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = prompts(6)
+    _, out = go(scripted(), rows)
+    assert [r["id"] for r in out] == [r["id"] for r in rows]
+    for row, made in zip(rows, out, strict=True):
+        assert made["messages"] == expected_messages(row, scripted_reply)
+        users = [m for m in row["messages"] if m["role"] == "user"]
+        assert len(made["segments"]) == len(users)
+        assert set(made) == {"id", "category", "messages", "segments", "sampling", "base", "token_ids_from"}
+        assert made["token_ids_from"] == "server"
+        assert made["segments"][0]["token_ids"][-1] == 2
+        assert made["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 64}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_row_ends_answered_or_recorded(
+    seed: int, scripted: Any, go: Any, prompts: Any, journal_folder: Path
+) -> None:
+    draw = random.Random(seed)
+    rows = prompts(12)
+    fate: dict[str, tuple[list[str], str]] = {}
+    for row in rows:
+        for message in row["messages"]:
+            trouble = draw.choices([*PASSING, "hang"], weights=[10] * len(PASSING) + [2], k=draw.randrange(4))
+            end = draw.choice(list(FINAL)) if draw.random() < 0.1 else draw.choice(["ok", "slow"])
+            fate[message["content"]] = (trouble, end)
+
+    def plan(last: str, n: int) -> str:
+        trouble, end = fate[last]
+        return trouble[n] if n < len(trouble) else end
+
+    server = scripted(plan)
+    statistics, out = go(server, rows)
+    users = {r["id"]: [m["content"] for m in r["messages"] if m["role"] == "user"] for r in rows}
+    doomed = {i for i, turns in users.items() if any(fate[t][1] in FINAL for t in turns)}
+    assert [r["id"] for r in out] == [r["id"] for r in rows if r["id"] not in doomed]
+    assert statistics.failures.total() == len(doomed)
+    assert set(statistics.failures) <= set(FINAL.values())
+    entries = [e for e in read_jsonl(next(journal_folder.iterdir())) if "id" in e]
+    assert sorted(e["id"] for e in entries) == sorted(r["id"] for r in rows)
+    for row, made in zip((r for r in rows if r["id"] not in doomed), out, strict=True):
+        assert made["messages"] == expected_messages(row, scripted_reply)
+
+
+def test_answered_rows_are_not_asked_again_and_failed_ones_are(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = prompts(9)
+    bad = rows[4]["messages"][0]["content"]
+    first = scripted(lambda last, _n: "400" if last == bad else "ok")
+    statistics, out = go(first, rows)
+    assert (statistics.failures, len(out)) == ({"http_400": 1}, 8)
+    second = scripted()
+    statistics, out = go(second, rows)
+    assert (statistics.answered, statistics.before, len(out)) == (1, 8, 9)
+    assert all(last in {m["content"] for m in rows[4]["messages"]} for last in second.asked)
+
+
+def test_a_cut_off_answer_ends_the_conversation(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = [prompts(3)[2]]  # three user turns
+    cut = "user 2.1"
+    _, [out] = go(scripted(lambda last, _n: "length" if last == cut else "ok"), rows)
+    assert [s["finish_reason"] for s in out["segments"]] == ["stop", "length"]
+    assert [m["content"] for m in out["messages"] if m["role"] == "user"] == ["user 2.0", "user 2.1"]
+
+
+def test_a_turn_that_does_not_fit_the_context_ends_the_conversation(
+    scripted: Any, go: Any, prompts: Any, recipe: Recipe
+) -> None:
+    object.__setattr__(recipe, "max_model_len", 64 + 20)  # room for `user 2.0`, not for what follows
+    _, [out] = go(scripted(), [prompts(3)[2]])
+    assert [m["role"] for m in out["messages"]] == ["user", "assistant"]
+    object.__setattr__(recipe, "max_model_len", 64 + 5)
+    statistics, _ = go(scripted(), [prompts(2)[1]])
+    assert statistics.failures == {"too_long": 1}
+
+
+def test_without_the_servers_token_ids_they_are_remade(scripted: Any, go: Any, prompts: Any) -> None:
+    _, out = go(scripted(gives_ids=False), prompts(2))
+    assert {r["token_ids_from"] for r in out} == {"tokenizer"}
+    prompt = "".join(m["content"] for m in out[0]["messages"][:-1])
+    assert "".join(map(chr, out[0]["segments"][0]["prompt_token_ids"])) == prompt
+    assert "".join(map(chr, out[0]["segments"][0]["token_ids"])) == out[0]["messages"][-1]["content"]
+
+
+def test_all_sampling_settings_are_sent(scripted: Any, go: Any, prompts: Any, recipe: Recipe) -> None:
+    hot = recipe.sampling.model_copy(update={"temperature": 0.7, "top_p": 0.9})
+    object.__setattr__(recipe, "sampling", hot)
+    server = scripted()
+    go(server, prompts(4), fields={"return_token_ids": True, "top_k": -1}, seeds=True)
+    sent = server.bodies
+    wanted = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 64, "return_token_ids": True, "top_k": -1}
+    assert all({**body, **wanted} == body for body in sent)
+    assert len({body["seed"] for body in sent}) == len(sent)
+
+
+def test_no_seed_without_the_capability(scripted: Any, go: Any, prompts: Any) -> None:
+    server = scripted()
+    go(server, prompts(2))
+    assert all("seed" not in body for body in server.bodies)
+
+
+def test_the_failure_budget_stops_the_run_with_a_summary(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = prompts(60)
+    server = scripted(lambda last, _n: "400" if last.startswith("user 1") else "ok", delay=0.005)
+    with pytest.raises(
+        DataError, match=r"^4 of 60 rows failed, more than .*http_400 x 4 \(HTTP 400: .*scripted"
+    ):
+        go(server, rows, share=0.05)
+    assert sum(server.asked.values()) < 60, "it stops early"
+
+
+def test_a_wrong_key_is_refused_at_once_and_never_shown(scripted: Any, go: Any, prompts: Any) -> None:
+    server = scripted()
+    with pytest.raises(RequestRefused, match="401") as caught:
+        go(server, prompts(20), key="sk-wrong-7788")
+    assert "7788" not in str(caught.value) + repr(caught.value)
+    assert not server.asked
+
+
+def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = prompts(30)
+    holder: list[Any] = []
+
+    def plan(_last: str, _n: int) -> str:
+        if holder[0].answered >= 10:
+            holder[0]._stopped.set()
+        return "ok"
+
+    holder.append(scripted(plan))
+    with pytest.raises(ServerError, match=r"stopped answering .* run the same command again"):
+        go(holder[0], rows)
+    statistics, out = go(scripted(), rows)
+    assert statistics.before >= 4
+    assert len(out) == 30
+
+
+def test_a_dead_engine_behind_a_living_door_is_a_server_error(scripted: Any, go: Any, prompts: Any) -> None:
+    server = scripted(lambda _last, _n: "500")
+    server.health = 503
+    with pytest.raises(ServerError, match="stopped answering"):
+        go(server, prompts(4))
+
+
+def test_a_surrogate_fails_its_row_only(scripted: Any, go: Any, prompts: Any) -> None:
+    rows = prompts(3)
+    rows[1]["messages"] = [{"role": "user", "content": "half a pair: \ud83d"}]
+    statistics, out = go(scripted(), rows)
+    assert (statistics.failures, len(out)) == ({"bad_prompt": 1}, 2)
+
+
+def test_memory_holds_no_task_per_row(
+    scripted: Any, prompts: Any, recipe: Recipe, endpoint: Any, journal_folder: Path
+) -> None:
+    """With 4 workers no more than 4 prompts beyond the finished ones are ever drawn."""
+    rows, drawn, server = prompts(40), [0], scripted(delay=0.002)
+
+    def source() -> Any:
+        for row in rows:
+            drawn[0] += 1
+            yield row
+
+    most = 0
+
+    def watch(last: str, n: int) -> str:
+        nonlocal most
+        most = max(most, drawn[0] - 40 - len(journal))  # the first 40 are the count
+        return "ok"
+
+    server.plan = watch
+    with Journal.open(journal_folder, {}) as journal:
+        synthesize(
+            source,
+            journal,
+            endpoint(server),
+            recipe,
+            max_failed_share=0.0,
+            concurrency=4,
+            say=lambda _line: None,
+        )
+    assert most <= 4
+
+
+def test_the_same_answers_give_the_same_bytes_whatever_their_order(
+    scripted: Any, go: Any, prompts: Any, tmp_path: Path, journal_folder: Path
+) -> None:
+    rows = prompts(20)
+    go(scripted(), rows)
+    first = (tmp_path / "out.jsonl").read_bytes()
+    next(journal_folder.iterdir()).unlink()
+    jitter = random.Random(1)
+    go(scripted(lambda _last, _n: jitter.choice(["ok", "slow"])), rows)
+    assert (tmp_path / "out.jsonl").read_bytes() == first

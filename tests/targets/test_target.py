@@ -1,0 +1,131 @@
+"""The door to a base: its logits are the model's own, and what is no base is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from specdec.errors import ModelError
+from specdec.targets import Target, identify
+from specdec.targets.fetch import copy_base, record_base
+from specdec.targets.identity import compute_identity
+from tests.tiny import write_base, write_tokenizer
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "Qwen2ForCausalLM": {"tie_word_embeddings": True},
+    "PhiForCausalLM": {"partial_rotary_factor": 0.5},  # a bias in the output layer, parallel attention
+    "Gemma2ForCausalLM": {"final_logit_softcapping": 5.0, "sliding_window": 8},
+    "GraniteForCausalLM": {"logits_scaling": 4.0},
+    "CohereForCausalLM": {"logit_scale": 0.25},
+    "GPTNeoXForCausalLM": {},
+}
+
+
+def write_family(folder: Path, architecture: str) -> None:
+    import transformers
+
+    tokenizer = write_tokenizer(folder)
+    model_class = getattr(transformers, architecture)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    torch.manual_seed(1)
+    model = model_class(model_class.config_class(**{**settings, **FAMILIES[architecture]}))
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_logits_are_the_models_own(tmp_path: Path, architecture: str) -> None:
+    write_family(tmp_path, architecture)
+    target = Target.from_pretrained(tmp_path, device="cpu")
+    ids = torch.randint(0, target.vocab_size, (2, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = target.model(ids).logits
+        ours = target.logits(target.forward(ids).hidden)
+    torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_does_something_else_is_refused(target: Target) -> None:
+    class Doubling(torch.nn.Module):
+        def __init__(self, inner: Any):
+            super().__init__()
+            self.inner, self.base_model, self.config = inner, inner.base_model, inner.config
+            self.generation_config = inner.generation_config
+
+        def get_output_embeddings(self) -> Any:
+            return self.inner.get_output_embeddings()
+
+        def forward(self, ids: torch.Tensor, use_cache: bool) -> Any:
+            output = self.inner(ids, use_cache=use_cache)
+            output.logits = output.logits * 2
+            return output
+
+    with pytest.raises(ModelError, match="its logits are not those of its output layer"):
+        Target(Doubling(target.model), target.tokenizer, target.identity, "odd").check_logits()
+
+
+def test_auxiliary_layers_are_counted_as_transformers_counts(target: Target) -> None:
+    ids = torch.arange(8)[None]
+    hidden = target.model(ids, output_hidden_states=True).hidden_states
+    output = target.forward(ids, layers=(0, 1))
+    torch.testing.assert_close(output.auxiliary[0], hidden[0])
+    torch.testing.assert_close(output.auxiliary[1], hidden[1])
+
+
+def test_identity_changes_with_each_part(base_folder: Path, tmp_path: Path) -> None:
+    first = identify(base_folder)
+    shutil.copytree(base_folder, tmp_path / "copy")
+    assert identify(tmp_path / "copy") == first
+    (tmp_path / "copy" / "chat_template.jinja").write_text("{{ messages }}")
+    changed = identify(tmp_path / "copy")
+    assert changed.chat_template != first.chat_template
+    assert changed.weights == first.weights
+    write_base(tmp_path / "other", seed=1)
+    assert identify(tmp_path / "other").weights != first.weights
+    assert identify(tmp_path / "other").tokenizer == first.tokenizer
+
+
+def test_a_fetched_base_is_recorded(base_folder: Path, tmp_path: Path) -> None:
+    copy_base(base_folder, tmp_path / "base")
+    record_base(tmp_path / "base", "here", None, "tiny", print)
+    record = json.loads((tmp_path / "base" / "specdec.json").read_text())
+    assert record["identity"] == compute_identity(base_folder).as_dict()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+
+
+def test_what_is_no_base_is_refused_and_leaves_nothing(base_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"is no model: it has no config.json"):
+        copy_base(tmp_path / "empty", tmp_path / "base")
+    shutil.copytree(base_folder, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+        copy_base(tmp_path / "pickled", tmp_path / "base")
+    shutil.copytree(base_folder, tmp_path / "mute")
+    (tmp_path / "mute" / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="has no chat template"):
+        copy_base(tmp_path / "mute", tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+    shutil.copytree(base_folder, tmp_path / "odd")
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        Target.from_pretrained(tmp_path / "odd", device="cpu")

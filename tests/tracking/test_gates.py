@@ -1,0 +1,103 @@
+"""Decisions, from figures alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec.config import Register
+from specdec.errors import DataError
+from specdec.tracking.gates import Candidate, Champion, Figures, Interval, check, decide
+
+EASY = Register(model_name=None, bundle_base=False, min_acceptance_length=1.2, min_speedup=1.0)
+
+
+def around(value: float) -> Interval:
+    return Interval(value, value - 0.1, value + 0.1)
+
+
+def candidate(
+    drafter: str = "one",
+    version: str = "5",
+    length: float = 1.8,
+    speedup: float = 1.3,
+    lossless: bool = True,
+    conditions: str = "same",
+) -> Candidate:
+    return Candidate(drafter, version, Figures(around(length), around(speedup), lossless, conditions))
+
+
+def champion(length: float | None = 1.7, conditions: str = "same", version: str = "4") -> Champion:
+    return Champion(version, length, conditions)
+
+
+# What is measured, who reigns, and the outcome: promoted or not, and what the reason must say.
+TABLE: list[tuple[Candidate, Champion | None, bool, str]] = [
+    (candidate(), None, True, "the first champion"),
+    (candidate(), champion(), True, "beats 1.700 of version 4"),
+    (candidate(length=1.7), champion(), False, "better_than_champion 1.700 (missed 1.700)"),
+    (candidate(length=1.6), champion(), False, "better_than_champion"),
+    (candidate(length=1.6), champion(conditions="other"), True, "another base or other prompts"),
+    (candidate(length=1.6), champion(length=None), True, "another base or other prompts"),
+    (candidate(length=1.6), champion(version="5"), True, "is the champion, and passes"),
+    (candidate(lossless=False), None, False, "lossless false (missed true)"),
+    (candidate(length=1.25), None, False, "acceptance_length 1.150 (missed 1.200)"),
+    (candidate(speedup=1.05), None, False, "speedup 0.950 (missed 1.000)"),
+    (candidate(speedup=1.1), None, True, "the first champion"),  # the lower end just reaches it
+    (candidate(speedup=1.05), champion(version="5"), True, "stays the champion, though it misses now"),
+]
+
+
+@pytest.mark.parametrize(("measured", "reigning", "promoted", "reason"), TABLE)
+def test_promotion(measured: Candidate, reigning: Champion | None, promoted: bool, reason: str) -> None:
+    (decision,) = decide([measured], EASY, reigning)
+    assert decision.promoted is promoted
+    assert reason in decision.reason
+
+
+def test_the_fastest_of_those_that_pass_wins() -> None:
+    slow, fast = candidate("slow", "1", length=2.5, speedup=1.2), candidate("fast", "2", speedup=1.5)
+    cheat = candidate("cheat", "3", speedup=9.0, lossless=False)
+    decisions = decide([slow, fast, cheat], EASY, None)
+    assert [d.promoted for d in decisions] == [False, True, False]
+    assert "fast (version 2) comes first" in decisions[0].reason
+
+
+def test_a_champion_that_is_measured_again_defends_itself() -> None:
+    old, new = candidate("old", "4", length=1.7, speedup=1.5), candidate("new", "5", length=1.8, speedup=1.2)
+    assert [d.promoted for d in decide([old, new], EASY, champion())] == [True, False]
+
+
+def test_a_gate_is_recorded_with_its_figures() -> None:
+    gates = {g.gate: g for g in check(candidate(), EASY, champion())}
+    assert set(gates) == {"lossless", "acceptance_length", "speedup", "better_than_champion"}
+    assert gates["speedup"].value == pytest.approx(1.2)
+    assert gates["speedup"].needed == 1.0
+    assert decide([candidate()], EASY, None)[0].record()["gates"][0] == {
+        "gate": "lossless",
+        "value": True,
+        "needed": True,
+        "passed": True,
+    }
+
+
+@given(st.lists(st.tuples(st.floats(1, 4), st.floats(0, 4), st.booleans()), min_size=1, max_size=6))
+def test_at_most_one_is_promoted_and_only_if_it_passes(figures: list[tuple[float, float, bool]]) -> None:
+    candidates = [candidate(f"d{i}", str(i), *figure) for i, figure in enumerate(figures)]
+    decisions = decide(candidates, EASY, champion(version="99"))
+    promoted = [d for d in decisions if d.promoted]
+    assert len(promoted) <= 1
+    assert all(g.passed for d in promoted for g in d.gates)
+    assert [d.candidate for d in decisions] == candidates
+    passing = [d for d in decisions if all(g.passed for g in d.gates)]
+    assert bool(promoted) == bool(passing)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{}, {"acceptance_length": 1.8, "speedup": {}, "lossless": True}, {"acceptance_length": {"value": 1}}],
+)
+def test_figures_that_are_missing_are_named(metrics: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"here\.json lacks a figure"):
+        Figures.parse(metrics, "", "here.json")

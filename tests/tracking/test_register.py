@@ -1,0 +1,217 @@
+"""Registration against a real MLflow: versions, gates, aliases, and what a killed attempt leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specdec.errors import DataError, ModelError
+from specdec.tracking import model, promotion
+from specdec.tracking.register import register
+from specdec.tracking.store import Store
+from tests.tracking.example import params, register_settings, write_drafter, write_figures
+
+NAME = "specdec-base"
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+def aliases(store: Store) -> dict[str, str]:
+    return promotion.aliases_of(store, NAME)
+
+
+def versions(store: Store) -> list[Any]:
+    return list(store.client.search_model_versions(f"name = '{NAME}'"))
+
+
+def test_every_drafter_becomes_a_version_and_the_fastest_the_champion(project: Path, store: Store) -> None:
+    write_figures(project, "two", length=1.7, speedup=1.5)
+    receipt = register(params(), silent)
+    assert receipt["model"] == NAME
+    one, two = receipt["versions"]["one"], receipt["versions"]["two"]
+    assert (two["promoted"], two["aliases"]) == (True, ["champion"])
+    assert (one["promoted"], one["aliases"]) == (False, ["challenger"])
+    assert "two (version 2) comes first" in one["reason"]
+    json.dumps(receipt)
+
+
+def test_a_version_carries_lineage_figures_and_no_secret(project: Path, store: Store) -> None:
+    register(params(), silent)
+    version = store.client.get_model_version(NAME, "1")
+    tags = version.tags
+    assert tags["specdec.base.weights"] == "a" * 64
+    assert tags["specdec.base.tokenizer"] == "b" * 64
+    assert tags["specdec.data"] == "train=" + "e" * 64
+    assert tags["specdec.method"] == "medusa"
+    assert tags["specdec.git.commit"] == "none"
+    assert float(tags["specdec.acceptance_length.low"]) == pytest.approx(1.7)
+    assert tags["specdec.gate.lossless"].startswith("passed")
+    assert tags["specdec.dataset.url"] == "https://***@host/x"
+    assert "hunter2" not in str(tags) + version.description
+    assert "1.800 [1.700, 1.900]" in version.description
+
+
+def test_the_checkpoint_and_the_report_are_in_the_model(project: Path, store: Store) -> None:
+    register(params(), silent)
+    model_id = store.client.get_model_version(NAME, "1").source.removeprefix("models:/")
+    listed = store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
+    assert {Path(f.path).name for f in listed} == {"config.json", "model.safetensors", "specdec.json"}
+    everything = [p.name for p in (project / "mlartifacts").rglob("*")]
+    assert "report.html" in everything
+    assert "MLmodel" in everything
+    assert not [name for name in everything if name.endswith((".pkl", ".pyc")) or name == "__pycache__"]
+
+
+def test_registering_the_same_bytes_again_changes_nothing(project: Path, store: Store) -> None:
+    first = register(params(), silent)
+    second = register(params(), silent)
+    assert len(versions(store)) == 2
+    assert first["versions"]["one"]["version"] == second["versions"]["one"]["version"]
+    assert first["versions"]["one"]["run_id"] != "0" * 32
+    assert aliases(store) == {"champion": "1", "challenger": "2"}
+
+
+def test_a_second_evaluation_updates_the_version(project: Path, store: Store) -> None:
+    register(params(), silent)
+    write_figures(project, "one", length=1.9)
+    register(params(), silent)
+    version = store.client.get_model_version(NAME, "1")
+    assert float(version.tags["specdec.acceptance_length.value"]) == pytest.approx(1.9)
+    assert "1.900 [1.800, 2.000]" in version.description
+    assert len(versions(store)) == 2
+
+
+def test_a_better_training_replaces_the_champion(project: Path, store: Store) -> None:
+    register(params(), silent)
+    write_drafter(project, "one", weights="better")
+    write_figures(project, "one", length=2.2, speedup=1.6)
+    receipt = register(params(), silent)["versions"]["one"]
+    assert receipt["version"] == "3"
+    assert "beats 1.800 of version 1" in receipt["reason"]
+    assert aliases(store)["champion"] == "3"
+    assert aliases(store)["previous"] == "1"
+
+
+def test_a_worse_training_is_refused_and_stays_challenger(project: Path, store: Store) -> None:
+    register(params(), silent)
+    write_drafter(project, "one", weights="worse")
+    write_figures(project, "one", length=1.5, speedup=1.9)
+    write_figures(project, "two", length=1.5)
+    receipt = register(params(), silent)["versions"]["one"]
+    assert not receipt["promoted"]
+    assert "better_than_champion 1.500 (missed 1.800)" in receipt["reason"]
+    assert aliases(store) == {"champion": "1", "challenger": "3"}
+
+
+def test_a_champion_measured_on_other_prompts_is_replaced(project: Path, store: Store) -> None:
+    register(params(), silent)
+    (project / "data/prompts/test.jsonl").write_text("other prompts\n")
+    write_drafter(project, "one", weights="new")
+    write_figures(project, "one", length=1.5)
+    write_figures(project, "two", length=1.4, speedup=1.2)
+    receipt = register(params(), silent)["versions"]["one"]
+    assert receipt["promoted"]
+    assert "was measured on another base or other prompts" in receipt["reason"]
+
+
+def test_nothing_is_promoted_below_the_floor(project: Path, store: Store) -> None:
+    strict = params(register=register_settings(min_speedup=5.0))
+    receipt = register(strict, silent)
+    assert not any(v["promoted"] for v in receipt["versions"].values())
+    assert "speedup 1.200 (missed 5.000)" in receipt["versions"]["one"]["reason"]
+    assert set(aliases(store)) == {"challenger"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, and the next attempt starts afresh."""
+
+
+# Every kind of write: (method of MLflow's client, which call of it, whether a champion is being replaced).
+WRITES = [
+    ("create_logged_model", 1, False),
+    ("log_model_artifacts", 1, False),
+    ("finalize_logged_model", 1, False),
+    ("log_outputs", 1, False),
+    ("create_model_version", 1, False),
+    ("create_model_version", 2, False),
+    ("set_model_version_tag", 1, False),
+    ("set_registered_model_alias", 1, False),  # challenger
+    ("set_registered_model_alias", 2, False),  # champion
+    ("set_registered_model_alias", 1, True),  # previous
+    ("set_registered_model_alias", 2, True),  # champion
+]
+
+
+@pytest.mark.parametrize(("write", "call", "replacing"), WRITES)
+def test_killed_before_any_write_it_completes_next_time(
+    project: Path, store: Store, monkeypatch: pytest.MonkeyPatch, write: str, call: int, replacing: bool
+) -> None:
+    if replacing:
+        register(params(), silent)
+        write_drafter(project, "one", weights="better")
+        write_figures(project, "one", length=2.2, speedup=1.6)
+    with monkeypatch.context() as patch:
+        dies_at(patch, write, call)
+        with pytest.raises(Killed):
+            register(params(), silent)
+    check_aliases_point_to_whole_versions(store)
+    register(params(), silent)
+    contents = [v.tags[model.CONTENT] for v in versions(store)]
+    assert len(contents) == len(set(contents)) == 2 + replacing
+    after = {"champion": "3", "previous": "1", "challenger": "2"}
+    assert aliases(store) == (after if replacing else {"champion": "1", "challenger": "2"})
+    check_aliases_point_to_whole_versions(store)
+
+
+def dies_at(patch: pytest.MonkeyPatch, write: str, call: int) -> None:
+    """The `call`-th use of this method of MLflow's client kills its caller instead."""
+    from mlflow import MlflowClient
+
+    real, calls = getattr(MlflowClient, write), []
+
+    def method(*arguments: Any, **named: Any) -> Any:
+        calls.append(write)
+        if len(calls) == call:
+            raise Killed
+        return real(*arguments, **named)
+
+    patch.setattr(MlflowClient, write, method)
+
+
+def check_aliases_point_to_whole_versions(store: Store) -> None:
+    for version in aliases(store).values():
+        found = store.client.get_model_version(NAME, version)
+        listed = store.client.list_logged_model_artifacts(
+            found.source.removeprefix("models:/"), "artifacts/drafter"
+        )
+        assert "model.safetensors" in {Path(f.path).name for f in listed}
+
+
+def test_a_version_whose_files_are_gone_is_made_again(project: Path, store: Store) -> None:
+    register(params(), silent)
+    for file in (project / "mlartifacts").rglob("artifacts/drafter/model.safetensors"):
+        file.unlink()
+    assert register(params(), silent)["versions"]["one"]["version"] == "3"
+
+
+def test_the_base_travels_when_it_is_asked_to(project: Path, store: Store) -> None:
+    register(params(register=register_settings(bundle_base=True)), silent)
+    model_id = store.client.get_model_version(NAME, "1").source.removeprefix("models:/")
+    assert "config.json" in {
+        Path(f.path).name for f in store.client.list_logged_model_artifacts(model_id, "artifacts/base")
+    }
+
+
+def test_what_is_missing_is_named(project: Path, store: Store) -> None:
+    (project / "models/drafters/two/model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"two/model\.safetensors is missing"):
+        register(params(), silent)
+
+
+def test_a_missing_figure_is_named(project: Path, store: Store) -> None:
+    (project / "metrics/evaluate/one.json").write_text('{"lossless": true}')
+    with pytest.raises(DataError, match=r"evaluate/one\.json lacks a figure"):
+        register(params(), silent)
