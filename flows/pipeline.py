@@ -111,9 +111,7 @@ def main() -> None:
         print(f"specdec: error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(
-            "specdec: error: interrupted: run the same command again, it goes on from here", file=sys.stderr
-        )
+        print("specdec: error: interrupted: run the same command again, it goes on from here", file=sys.stderr)
         sys.exit(130)
 
 
@@ -136,9 +134,7 @@ def start() -> None:
 
 def _check_server(url: str | None) -> None:
     if url is None:
-        print(
-            "starting a temporary Prefect server (some seconds; set PREFECT_API_URL to use one)", flush=True
-        )
+        print("starting a temporary Prefect server (some seconds; set PREFECT_API_URL to use one)", flush=True)
         return
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()

@@ -1,5 +1,6 @@
 """What a run ends with: one row a drafter, and where to look further."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_rows(root: Path) -> list[Row]:
 
 def print_summary(root: Path, console: Console | None = None) -> None:
     """The table, the decisions, and where the report, MLflow and Prefect are."""
-    console = console or Console()
+    # A log has no width of its own; at a terminal the table fits the window.
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     rows = read_rows(root)
     if rows:
         console.print(_table(rows))
@@ -77,8 +79,12 @@ def _row(root: Path, model: str, drafter: str, entry: dict[str, Any]) -> Row:
     )
 
 
-def _interval(figure: dict[str, float] | None) -> str:
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]" if figure else _MISSING
+def _interval(figure: dict[str, float | None] | None) -> str:
+    if figure is None:
+        return _MISSING
+    if figure["low"] is None:  # one prompt alone
+        return f"{figure['value']:.2f}"
+    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def _table(rows: list[Row]) -> Table:

@@ -39,17 +39,13 @@ def main() -> None:
 
     splits: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     conversations = _told(read_conversations(RAW, rows))
-    for prompt in unique_short_prompts(
-        conversations, length, settings.max_turns, settings.max_prompt_tokens, count
-    ):
+    for prompt in unique_short_prompts(conversations, length, settings.max_turns, settings.max_prompt_tokens, count):
         splits[split_of(prompt, settings.validation_share, settings.test_share)].append(prompt)
     limits = {"train": settings.max_train, "validation": settings.max_validation, "test": settings.max_test}
     for name in SPLITS:
         splits[name] = select(splits[name], limits[name], count)
         if not splits[name]:
-            raise DataError(
-                f"no prompt is left for the {name} split: {rows.rows} rows, {dict(count.dropped)}"
-            )
+            raise DataError(f"no prompt is left for the {name} split: {rows.rows} rows, {dict(count.dropped)}")
         write_jsonl(OUT / f"{name}.jsonl", (prompt.as_row() for prompt in splits[name]))
     kept = {name: len(found) for name, found in splits.items()}
     say(f"kept {kept}, dropped {dict(count.dropped + rows.bad)}")

@@ -37,9 +37,7 @@ def main() -> None:
             tracked.log_metrics(metrics, step=step)
             curves.add(metrics, step)
 
-        result = train(
-            target, drafter, rows["train"], rows["validation"], settings.training, work, on_log, say
-        )
+        result = train(target, drafter, rows["train"], rows["validation"], settings.training, work, on_log, say)
         drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
         _write_metrics(name, params, result, tracked, curves)
     say(f"validation acceptance length {result.metrics['acceptance_length']:.3f} after {result.steps} steps")
@@ -82,9 +80,7 @@ def _read(file: Path) -> str | None:
     return file.read_text() if file.exists() else None
 
 
-def _write_metrics(
-    name: str, params: Params, result: TrainingResult, tracked: DrafterRun, curves: "Curves"
-) -> None:
+def _write_metrics(name: str, params: Params, result: TrainingResult, tracked: DrafterRun, curves: "Curves") -> None:
     final = {f"best/{key}": value for key, value in result.metrics.items()}
     tracked.log_metrics(final, step=result.steps)
     tracked.log_artifacts(Path("models/drafters") / name, "drafter")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -43,9 +43,7 @@ def use_profile(name: str, params: Path = PARAMS, folder: Path = PROFILES) -> Pa
     Refused, with nothing written, when the result is not valid.
     """
     if name not in profile_names(folder):
-        raise ConfigError(
-            f"no profile {name!r} in {folder}/: choose one of {', '.join(profile_names(folder))}"
-        )
+        raise ConfigError(f"no profile {name!r} in {folder}/: choose one of {', '.join(profile_names(folder))}")
     merged = {**_read(params), **_read(folder / f"{name}.yaml")}
     checked = _validate(merged, folder / f"{name}.yaml")
     header = f"# Written by `specdec profile use {name}`; `git diff` shows what changed.\n"
@@ -102,6 +100,6 @@ def _submodel(model: Any, part: Any) -> Any:
     fields = {f.alias or n: f.annotation for n, f in model.model_fields.items()}
     annotation = fields.get(part)
     if part == "drafters":
-        return {"*": annotation.__args__[1]}
-    candidates = getattr(annotation, "__args__", (annotation,))
+        return {"*": get_args(annotation)[1]}
+    candidates = get_args(annotation) or (annotation,)
     return next((c for c in candidates if hasattr(c, "model_fields")), None)

@@ -26,15 +26,10 @@ class Section(BaseModel):
 class CloneData(Section):
     """Where the conversations come from: any git repository, at a pinned revision."""
 
-    url: str = Field(
-        min_length=1, description="git URL, local path, or `embedded` for the installed documentation"
-    )
+    url: str = Field(min_length=1, description="git URL, local path, or `embedded` for the installed documentation")
     revision: str = Field(min_length=1, description="commit, tag or branch; the commit is what is recorded")
     file: str = Field(default="train.jsonl", min_length=1, description="the JSONL file inside the repository")
-    max_bad_share: Share = Field(
-        default=0.01, description="above this share of unusable rows the stage fails"
-    )
-
+    max_bad_share: Share = Field(default=0.01, description="above this share of unusable rows the stage fails")
 
     @field_validator("url")
     @classmethod
@@ -57,9 +52,7 @@ class FetchBase(Section):
     """The frozen base model: `embedded`, a local folder, or a Hugging Face repository at a pinned revision."""
 
     source: str = Field(min_length=1)
-    revision: str | None = Field(
-        description="commit, tag or branch on the hub; null for a folder or `embedded`"
-    )
+    revision: str | None = Field(description="commit, tag or branch on the hub; null for a folder or `embedded`")
     embedded: EmbeddedBase | None = None
 
     @model_validator(mode="after")
@@ -111,9 +104,7 @@ class Synthesize(Section):
     dtype: DType
     max_model_len: Positive
     sampling: Sampling
-    max_failed_share: Share = Field(
-        default=0.01, description="above this share of failed rows the stage fails"
-    )
+    max_failed_share: Share = Field(default=0.01, description="above this share of failed rows the stage fails")
 
 
 class TrainingSettings(Section):
@@ -138,9 +129,7 @@ class MedusaSettings(Section):
     method: Literal["medusa"]
     num_heads: Positive
     num_layers: Positive
-    head_decay: float = Field(
-        default=0.8, gt=0, le=1, description="weight of head k in the loss is head_decay^k"
-    )
+    head_decay: float = Field(default=0.8, gt=0, le=1, description="weight of head k in the loss is head_decay^k")
     training: TrainingSettings
 
 

@@ -49,9 +49,7 @@ class Checkout:
                 stderr=subprocess.PIPE,
             )
         if result.returncode != 0:
-            raise DataError(
-                f"the repository has no file {file!r} at {self.commit[:12]}: it has {self._files()}"
-            )
+            raise DataError(f"the repository has no file {file!r} at {self.commit[:12]}: it has {self._files()}")
 
     def _files(self) -> str:
         names = _git(["ls-tree", "--name-only", self.commit], self.repository).split()

@@ -87,12 +87,8 @@ def unique_short_prompts(
 def prompt_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
     """The chat template's token ids for a conversation that the assistant is to continue."""
     if not tokenizer.chat_template:
-        raise ModelError(
-            "the base's tokenizer has no chat template: choose a chat model, or add chat_template.jinja"
-        )
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
+        raise ModelError("the base's tokenizer has no chat template: choose a chat model, or add chat_template.jinja")
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     return list(encoded["input_ids"])
 
 

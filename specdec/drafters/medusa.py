@@ -23,11 +23,9 @@ class _Block(nn.Module):
 
     def __init__(self, hidden_size: int, num_layers: int):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(num_layers)
-        )
-        for layer in self.layers:
-            nn.init.zeros_(layer.weight)
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(num_layers))
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -40,16 +38,12 @@ class Medusa(Drafter):
 
     method = "medusa"
 
-    def __init__(
-        self, hidden_size: int, vocab_size: int, num_heads: int, num_layers: int, head_decay: float = 1.0
-    ):
+    def __init__(self, hidden_size: int, vocab_size: int, num_heads: int, num_layers: int, head_decay: float = 1.0):
         super().__init__()
         self.hidden_size, self.vocab_size = hidden_size, vocab_size
         self.num_heads, self.num_layers, self.head_decay = num_heads, num_layers, head_decay
         self.blocks = nn.ModuleList(_Block(hidden_size, num_layers) for _ in range(num_heads))
-        self.lm_heads = nn.ModuleList(
-            nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(num_heads)
-        )
+        self.lm_heads = nn.ModuleList(nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(num_heads))
 
     @classmethod
     def from_config(cls, target: Target, settings: MedusaSettings) -> Self:
@@ -62,25 +56,21 @@ class Medusa(Drafter):
                 settings.head_decay,
             )
         with torch.no_grad():
-            for head in heads.lm_heads:
-                head.weight.copy_(target.output_weight)  # type: ignore[operator, union-attr]
+            for weight in heads.lm_heads.parameters():
+                weight.copy_(target.output_weight)
         return heads
 
     @classmethod
     def from_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         sizes = [config.get(k) for k in ("hidden_size", "vocab_size", "num_heads", "num_hidden_layers")]
         if config.get("model_type") != "medusa" or not all(isinstance(size, int) for size in sizes):
-            raise ModelError(
-                f"config.json describes no Medusa heads: model_type is {config.get('model_type')!r}"
-            )
+            raise ModelError(f"config.json describes no Medusa heads: model_type is {config.get('model_type')!r}")
         heads = cls(*sizes)  # type: ignore[arg-type]
         wanted = {name: tuple(t.shape) for name, t in heads.state_dict().items()}
         found = {name: tuple(t.shape) for name, t in tensors.items()}
         if wanted != found:
             wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
-            details = "; ".join(
-                f"{n}: {found.get(n, 'missing')}, wanted {wanted.get(n, 'none')}" for n in wrong[:4]
-            )
+            details = "; ".join(f"{n}: {found.get(n, 'missing')}, wanted {wanted.get(n, 'none')}" for n in wrong[:4])
             raise ModelError(f"the Medusa checkpoint does not fit its config.json: {details}")
         heads.load_state_dict(tensors)
         return heads
@@ -102,6 +92,10 @@ class Medusa(Drafter):
     def max_draft_tokens(self) -> int:
         return self.num_heads
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.lm_heads.parameters()).dtype
+
     def loss(self, features: Features) -> DrafterLoss:
         """Sum over heads of head_decay^i times the mean cross-entropy on the answer tokens t+2+i."""
         anchors = features.answer_run(2)
@@ -120,10 +114,10 @@ class Medusa(Drafter):
         return DrafterLoss(loss, torch.stack(losses).detach(), torch.stack(accuracies), accepted)
 
     def _head_loss(self, i: int, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        blocked = self.blocks[i](states.to(self.lm_heads[i].weight.dtype))
+        blocked = self.blocks[i](states.to(self._dtype))
         return chunked_cross_entropy(self.lm_heads[i], blocked, labels, self.vocab_size)
 
     def propose(self, hidden: Tensor, budget: int) -> Proposal:
-        states = hidden.to(self.lm_heads[0].weight.dtype)[None]  # [1, H]: a matrix, which is faster than a vector
+        states = hidden.to(self._dtype)[None]  # [1, H]: a matrix, which is faster than a vector
         pairs = list(zip(self.blocks, self.lm_heads, strict=True))[:budget]
         return Proposal(torch.cat([head(block(states)).argmax(-1) for block, head in pairs]))

@@ -115,9 +115,7 @@ def _decode(target: Target, drafter: Drafter | None, ids: list[int], max_new_tok
     return _Timed(taken, time.perf_counter() - began)
 
 
-def _new_entry(
-    row: dict[str, Any], ids: list[int], taken: list[Step], draft_tokens: int
-) -> PromptMeasurement:
+def _new_entry(row: dict[str, Any], ids: list[int], taken: list[Step], draft_tokens: int) -> PromptMeasurement:
     accepted = [step.accepted for step in taken[1:]]  # the first step reads the prompt and drafts nothing
     return PromptMeasurement(
         id=row["id"],

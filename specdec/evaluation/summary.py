@@ -45,9 +45,7 @@ def losslessness(measurement: Measurement, dtype: str) -> dict[str, Any]:
     """The comparison with plain decoding: every token of every prompt, and where the first one differs."""
     prompts = measurement.prompts
     differing = [
-        {"id": p.id, "first_difference": p.first_difference}
-        for p in prompts
-        if p.first_difference is not None
+        {"id": p.id, "first_difference": p.first_difference} for p in prompts if p.first_difference is not None
     ]
     return {
         "comparison": "greedy decoding with and without the drafter, token for token",
@@ -73,9 +71,7 @@ def conditional_rates(rates: list[float]) -> list[float]:
 
 def _figures(prompts: list[PromptMeasurement], bootstrap: Bootstrap) -> dict[str, Any]:
     accepted = bootstrap.ratio([p.accepted for p in prompts], [p.steps for p in prompts])
-    speedup = bootstrap.ratio(
-        [sum(p.seconds_plain) for p in prompts], [sum(p.seconds_drafter) for p in prompts]
-    )
+    speedup = bootstrap.ratio([sum(p.seconds_plain) for p in prompts], [sum(p.seconds_drafter) for p in prompts])
     return {
         "acceptance_length": accepted.plus(1).as_dict(),
         "position_rates": position_rates(prompts),

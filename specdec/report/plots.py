@@ -9,9 +9,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402  (the backend must be chosen first)
+from matplotlib import pyplot
 
-from specdec.report.content import Curve  # noqa: E402
+from specdec.report.content import Curve
 
 INK = "#7d8694"
 ACCENT = "#2f81f7"
@@ -38,9 +38,7 @@ def plot_positions(figures: dict[str, Any], out: Path) -> None:
     places = range(1, len(rates) + 1)
     with _figure(out, width=4.6, height=3.0) as axes:
         left = axes.bar([p - 0.2 for p in places], rates, 0.38, color=ACCENT, label="accepted / steps")
-        right = axes.bar(
-            [p + 0.2 for p in places], conditional, 0.38, color=SECOND, label="given the one before"
-        )
+        right = axes.bar([p + 0.2 for p in places], conditional, 0.38, color=SECOND, label="given the one before")
         for bars in (left, right):
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9, color=INK)
         axes.set_xticks(list(places))
@@ -57,9 +55,7 @@ def plot_categories(figures: dict[str, Any], out: Path) -> None:
         for place, (_, group) in enumerate(found):
             length = group["acceptance_length"]
             if length["low"] is not None:
-                axes.plot(
-                    [length["low"], length["high"]], [place, place], color=ACCENT, linewidth=2.2, alpha=0.5
-                )
+                axes.plot([length["low"], length["high"]], [place, place], color=ACCENT, linewidth=2.2, alpha=0.5)
             axes.plot(length["value"], place, "o", color=ACCENT, markersize=6)
         names = [f"{name} ({group['prompts']})" for name, group in found]
         axes.set_yticks(range(len(found)), names)

@@ -50,9 +50,7 @@ def _transformers(model: Path, settings: Synthesize, port: int, key: str, concur
     # against 450 on two busy cores).
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A seed there sets the whole server's generator: among other requests it says nothing about a row.
-    return Launch(
-        [*command, *options, "--continuous-batching", *quiet, *settings.engine_args], environment, False
-    )
+    return Launch([*command, *options, "--continuous-batching", *quiet, *settings.engine_args], environment, False)
 
 
 def _vllm(model: Path, settings: Synthesize, port: int, key: str) -> Launch:

@@ -18,9 +18,7 @@ def served_model(endpoint: Endpoint, base: Path) -> str:
     A server of a single model is taken at its word; of several, one must be named like the base's folder. A
     server that cannot list its models (`transformers serve` offline) knows the base by its path.
     """
-    with httpx.Client(
-        base_url=endpoint.url, headers=endpoint.headers(), timeout=SECONDS, trust_env=False
-    ) as http:
+    with httpx.Client(base_url=endpoint.url, headers=endpoint.headers(), timeout=SECONDS, trust_env=False) as http:
         _check_health(http, endpoint.url)
         response = _get(http, "/v1/models", endpoint.url)
     if response.status_code in (401, 403):

@@ -22,9 +22,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(grace: float, command: list[str]) -> int:
     """Runs `command` to its end, or to our parent's."""
-    server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
-    )
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # In a thread: the main one holds the lock of `wait`, so that `poll` in a handler would see nothing.
         signal.signal(number, lambda *_: _in_background(_end, server, grace))

@@ -92,9 +92,7 @@ def _record_ids(manager: Any) -> None:
     """Lets a generation manager note what it was given and what it made, beside returning it."""
     generate = manager.generate_non_streaming
 
-    async def generate_and_record(
-        self: Any, model: Any, processor: Any, inputs: Any, *args: Any, **kw: Any
-    ) -> Any:
+    async def generate_and_record(self: Any, model: Any, processor: Any, inputs: Any, *args: Any, **kw: Any) -> Any:
         made = await generate(self, model, processor, inputs, *args, **kw)
         if (record := _generated.get(None)) is not None:
             record.append((_flat(inputs["input_ids"]), _flat(made[2])))

@@ -95,9 +95,7 @@ class Client:
                 response = await self._http.post(CHAT, json=body)
             return self._read(response, time.monotonic() - began)
         except UnicodeEncodeError:
-            raise RowFailed(
-                "bad_prompt", "the prompt holds half a surrogate pair, which is not text"
-            ) from None
+            raise RowFailed("bad_prompt", "the prompt holds half a surrogate pair, which is not text") from None
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _TryAgain("timeout", f"no answer in time ({type(error).__name__})") from None
         except (httpx.TransportError, httpx.DecodingError) as error:

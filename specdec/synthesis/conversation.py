@@ -99,9 +99,7 @@ def _template_ids(history: Sequence[Message], tokens: Tokens) -> list[int]:
     try:
         return tokens.prompt_ids(history)
     except Exception as error:  # noqa: BLE001 - a chat template is a program: it raises what it likes
-        raise RowFailed(
-            "bad_prompt", f"the chat template refuses it: {' '.join(str(error).split())}"
-        ) from None
+        raise RowFailed("bad_prompt", f"the chat template refuses it: {' '.join(str(error).split())}") from None
 
 
 def _full(made: Regenerated, length: int) -> bool:

@@ -96,9 +96,7 @@ class Journal:
         """Writes one line with one call; returns its offset."""
         offset = self._file.seek(0, os.SEEK_END)
         line = dump_line(entry).encode()
-        if self._file.write(line) != len(
-            line
-        ):  # a full disk may take half of it; the next start cuts that off
+        if self._file.write(line) != len(line):  # a full disk may take half of it; the next start cuts that off
             raise OSError(28, "the journal's line was written in part", str(self.path))
         self._unsynced += 1
         if self._unsynced >= ROWS_PER_SYNC or time.monotonic() - self._synced_at > SECONDS_PER_SYNC:
@@ -143,9 +141,7 @@ def _open_locked(path: Path) -> BinaryIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise TransientError(
-            f"{path} is in use by another run: wait until that has ended, or stop it"
-        ) from None
+        raise TransientError(f"{path} is in use by another run: wait until that has ended, or stop it") from None
     return file
 
 

@@ -50,9 +50,7 @@ def _post(http: httpx.Client, body: dict[str, Any]) -> httpx.Response:
     try:
         return http.post(CHAT, json=body)
     except httpx.HTTPError as error:
-        raise ServerError(
-            f"the server at {http.base_url} does not answer: {type(error).__name__}: {error}"
-        ) from None
+        raise ServerError(f"the server at {http.base_url} does not answer: {type(error).__name__}: {error}") from None
 
 
 def _checked(endpoint: Endpoint, response: httpx.Response) -> Answer:

@@ -73,9 +73,7 @@ def assemble(journal: Journal, prompts: Iterable[Prompt], out: Path) -> DataStat
     return statistics
 
 
-def _rows(
-    journal: Journal, prompts: Iterable[Prompt], statistics: DataStatistics
-) -> Iterator[dict[str, Any]]:
+def _rows(journal: Journal, prompts: Iterable[Prompt], statistics: DataStatistics) -> Iterator[dict[str, Any]]:
     for prompt in prompts:
         if prompt["id"] not in journal:
             statistics.missing += 1
@@ -91,9 +89,7 @@ class _Run:
     def __init__(self, journal: Journal, recipe: Recipe, statistics: RunStatistics, budget: float) -> None:
         self.journal, self.recipe, self.statistics, self.budget = journal, recipe, statistics, budget
 
-    async def all(
-        self, prompts: Iterable[Prompt], client: Client, workers: int, say: Callable[[str], None]
-    ) -> None:
+    async def all(self, prompts: Iterable[Prompt], client: Client, workers: int, say: Callable[[str], None]) -> None:
         """Runs the workers to the end, or to the first error that concerns everyone."""
         waiting = self._missing(prompts)
         async with client, _reporting(self.statistics, say):

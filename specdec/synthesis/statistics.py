@@ -54,9 +54,7 @@ class RunStatistics:
         """Progress for people: rows, speed, failures, time left."""
         seconds = self.seconds()
         here = self.answered + self.failures.total()
-        left = (
-            f"{(self.total - self.done) * seconds / here:.0f} s left" if here else "time left not known yet"
-        )
+        left = f"{(self.total - self.done) * seconds / here:.0f} s left" if here else "time left not known yet"
         return (
             f"{self.done}/{self.total} rows, {self.tokens / seconds:.0f} tokens/s, "
             f"{self.failures.total()} failed, {left}"

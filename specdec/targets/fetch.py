@@ -65,15 +65,11 @@ def finish(folder: Path) -> None:
         )
 
 
-def record_base(
-    folder: Path, source: str, revision: str | None, name: str, say: Callable[[str], None]
-) -> None:
+def record_base(folder: Path, source: str, revision: str | None, name: str, say: Callable[[str], None]) -> None:
     """Loads the base once (it must be usable before anything is built on it) and writes its record."""
     target = Target.from_pretrained(folder, dtype="bfloat16", device="cpu")
     parameters = sum(p.numel() for p in target.model.parameters())
-    say(
-        f"{name}: {parameters / 1e6:,.1f}M parameters, {target.num_layers} layers, vocabulary {target.vocab_size}"
-    )
+    say(f"{name}: {parameters / 1e6:,.1f}M parameters, {target.num_layers} layers, vocabulary {target.vocab_size}")
     identity = compute_identity(folder).as_dict()
     record = {
         "source": source,

@@ -51,9 +51,7 @@ class Target:
         self._cap = next((getattr(text, n) for n in _CAPS if getattr(text, n, None)), None)
 
     @classmethod
-    def from_pretrained(
-        cls, folder: Path | str, dtype: str = "float32", device: str | None = None
-    ) -> "Target":
+    def from_pretrained(cls, folder: Path | str, dtype: str = "float32", device: str | None = None) -> "Target":
         """Loads a checkpoint folder (safetensors only, no remote code) and proves the door on a few tokens.
 
         dtype: `float32`, `bfloat16` or `float16`. device: None takes the GPU where there is one.
@@ -72,9 +70,7 @@ class Target:
                 local_files_only=True,
             )
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{folder} cannot be loaded as a causal language model: {first_line(error)}"
-            ) from None
+            raise ModelError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from None
         target = cls(model.to(device), load_tokenizer(folder), identity, folder.name)
         target.check_logits()
         return target
@@ -147,9 +143,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder} holds no tokenizer that transformers can load: {first_line(error)}"
-        ) from None
+        raise ModelError(f"{folder} holds no tokenizer that transformers can load: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:

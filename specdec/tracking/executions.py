@@ -135,9 +135,7 @@ def _resumed(store: Store, drafter: str, previous: str | None, parent: str) -> D
         return None
     found = find_run(store, previous)
     if found is None or found.data.tags.get(DRAFTER) != drafter:
-        print(
-            f"no MLflow run {previous} of {drafter} in {store.location.shown}: opening a new one", flush=True
-        )
+        print(f"no MLflow run {previous} of {drafter} in {store.location.shown}: opening a new one", flush=True)
         return None
     with speaking(store.location):
         if found.info.status != "FINISHED":

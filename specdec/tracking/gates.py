@@ -10,13 +10,20 @@ from specdec.errors import DataError
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its confidence interval."""
+    """A figure with its confidence interval; the ends are None where one prompt alone was measured."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def parse(cls, figure: Mapping[str, Any]) -> "Interval":
+        low, high = figure["low"], figure["high"]
+        return cls(float(figure["value"]), None if low is None else float(low), None if high is None else float(high))
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f} (no interval)"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -38,8 +45,8 @@ class Figures:
         """From `metrics/evaluate/D.json`. Raises DataError naming `where` when a figure is missing."""
         try:
             return cls(
-                Interval(**{k: float(metrics["acceptance_length"][k]) for k in ("value", "low", "high")}),
-                Interval(**{k: float(metrics["speedup"][k]) for k in ("value", "low", "high")}),
+                Interval.parse(metrics["acceptance_length"]),
+                Interval.parse(metrics["speedup"]),
                 bool(metrics["lossless"]),
                 conditions,
             )
@@ -58,17 +65,15 @@ class Champion:
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition: `value` must reach `needed`."""
+    """One condition: `value` must reach `needed`. value None: no interval, so nothing is shown."""
 
     gate: str
-    value: float | bool
+    value: float | bool | None
     needed: float | bool | None
     passed: bool
 
     def __str__(self) -> str:
-        return (
-            f"{self.gate} {_short(self.value)} ({'needs' if self.passed else 'missed'} {_short(self.needed)})"
-        )
+        return f"{self.gate} {_short(self.value)} ({'needs' if self.passed else 'missed'} {_short(self.needed)})"
 
 
 @dataclass(frozen=True)
@@ -109,22 +114,20 @@ def decide(candidates: list[Candidate], settings: Register, champion: Champion |
 def check(candidate: Candidate, settings: Register, champion: Champion | None) -> list[Gate]:
     """Every gate for one candidate. Intervals count by their lower end."""
     figures = candidate.figures
-    length, speedup = figures.acceptance_length.low, figures.speedup.low
     gates = [
         Gate("lossless", figures.lossless, True, figures.lossless),
-        Gate(
-            "acceptance_length",
-            length,
-            settings.min_acceptance_length,
-            length >= settings.min_acceptance_length,
-        ),
-        Gate("speedup", speedup, settings.min_speedup, speedup >= settings.min_speedup),
+        _floor("acceptance_length", figures.acceptance_length.low, settings.min_acceptance_length),
+        _floor("speedup", figures.speedup.low, settings.min_speedup),
     ]
     rival = _rival(candidate, champion)
     if rival is not None:
         value = figures.acceptance_length.value
         gates.append(Gate("better_than_champion", value, rival, value > rival))
     return gates
+
+
+def _floor(gate: str, low: float | None, needed: float) -> Gate:
+    return Gate(gate, low, needed, low is not None and low >= needed)
 
 
 def _rival(candidate: Candidate, champion: Champion | None) -> float | None:
@@ -166,4 +169,6 @@ def _why_promoted(candidate: Candidate, champion: Champion | None, reigns: bool)
 
 
 def _short(value: float | bool | None) -> str:
+    if value is None:
+        return "unknown (one prompt has no interval)"
     return f"{value:.3f}" if isinstance(value, float) else str(value).lower()

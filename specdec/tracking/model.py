@@ -145,9 +145,7 @@ def _artifacts(folder: Path, package: Package) -> dict[str, str]:
         shutil.copytree(source, folder / name, copy_function=_link)
     base = package.provenance
     reference = {key: base.get(key) for key in ("name", "source", "revision", "identity")}
-    write_json(
-        folder / "base.json", {**reference, "path": str(package.base.resolve()), "dtype": package.dtype}
-    )
+    write_json(folder / "base.json", {**reference, "path": str(package.base.resolve()), "dtype": package.dtype})
     return {**{name: str(folder / name) for name in parts}, "reference": str(folder / "base.json")}
 
 

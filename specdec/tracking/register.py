@@ -91,9 +91,7 @@ def _version(
 def _find_version(store: Store, name: str, package: model.Package, content: str) -> str | None:
     """The newest whole version with this content."""
     with speaking(store.location):
-        found = store.client.search_model_versions(
-            f"name = '{name}' and tags.`{model.CONTENT}` = '{content}'"
-        )
+        found = store.client.search_model_versions(f"name = '{name}' and tags.`{model.CONTENT}` = '{content}'")
     newest_first = sorted(found, key=lambda v: -int(v.version))
     return next((str(v.version) for v in newest_first if _is_whole(store, v, package)), None)
 
@@ -172,10 +170,7 @@ def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None
     for decision in decisions:
         version = decision.candidate.version
         words = {"specdec.decision": decision.reason}
-        words |= {
-            f"specdec.gate.{g.gate}": ("passed: " if g.passed else "missed: ") + str(g)
-            for g in decision.gates
-        }
+        words |= {f"specdec.gate.{g.gate}": ("passed: " if g.passed else "missed: ") + str(g) for g in decision.gates}
         with speaking(store.location):
             for key, value in words.items():
                 store.client.set_model_version_tag(name, version, key, value)

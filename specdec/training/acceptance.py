@@ -38,9 +38,7 @@ class AcceptanceCount:
 
     def add_batch(self, features: Features, result: DrafterLoss) -> None:
         """Walks over every answer of a batch of packed rows."""
-        rows = zip(
-            _numpy(features.document_ids), _numpy(features.loss_mask), _numpy(result.accepted), strict=True
-        )
+        rows = zip(_numpy(features.document_ids), _numpy(features.loss_mask), _numpy(result.accepted), strict=True)
         for documents, mask, accepted in rows:
             for run in _answer_runs(documents, mask):
                 self._walk(accepted[run.start : run.stop])
@@ -59,9 +57,7 @@ def _answer_runs(documents: NDArray[np.int64], mask: NDArray[np.bool_]) -> Itera
     inside = mask & (documents >= 0)
     same = np.concatenate([[False], documents[1:] == documents[:-1]])
     starts = np.flatnonzero(inside & ~(np.concatenate([[False], inside[:-1]]) & same))
-    ends = np.flatnonzero(
-        inside & ~(np.concatenate([inside[1:], [False]]) & np.concatenate([same[1:], [False]]))
-    )
+    ends = np.flatnonzero(inside & ~(np.concatenate([inside[1:], [False]]) & np.concatenate([same[1:], [False]])))
     for start, end in zip(starts, ends, strict=True):
         # A document without a prompt is drafted from its own first token on.
         yield range(int(start) - int(same[start]), int(end))

@@ -42,9 +42,7 @@ def train(
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if not any(row.loss_mask.any() for row in rows):
-            raise DataError(
-                f"no {name} row has an answer token: look at data/synthetic/ and training.max_length"
-            )
+            raise DataError(f"no {name} row has an answer token: look at data/synthetic/ and training.max_length")
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")
     trainer = _trainer(target, drafter, train_rows, validation_rows, settings, work, on_log, say)
     resume = last_complete(work, say) if work.exists() else None
@@ -119,9 +117,7 @@ class _Told:
         self._on_log(metrics, step)
         now = time.monotonic()
         if "validation/acceptance_length" in metrics:
-            self._say(
-                f"step {step}: validation acceptance length {metrics['validation/acceptance_length']:.3f}"
-            )
+            self._say(f"step {step}: validation acceptance length {metrics['validation/acceptance_length']:.3f}")
         elif now - self._told > 3:
             self._told = now
             self._say(f"step {step}/{self._steps}, loss {metrics['loss']:.3f}{self._left(now, step)}")

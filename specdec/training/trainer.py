@@ -61,7 +61,8 @@ class DrafterTrainer(Trainer):
         metrics = validate(self.target, self.model, rows, self.args.per_device_eval_batch_size)
         self._on_log({f"validation/{name}": value for name, value in metrics.items()}, self.state.global_step)
         prefixed = {f"eval_{name}": value for name, value in metrics.items()}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
+        control = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, prefixed)
         return prefixed
 
 

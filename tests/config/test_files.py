@@ -39,8 +39,16 @@ def test_the_committed_settings_are_valid() -> None:
     ("key", "value", "told"),
     [
         ("clone_dataa", {}, "clone_dataa: unknown key; allowed here: clone_data, "),
-        ("synthesize.sampling.temprature", 1.0, "synthesize.sampling.temprature: unknown key; allowed here: max_tok"),
-        ("drafters.medusa.heads", 2, "drafters.medusa.heads: unknown key; allowed here: head_decay, method, num_h"),
+        (
+            "synthesize.sampling.temprature",
+            1.0,
+            "synthesize.sampling.temprature: unknown key; allowed here: max_tok",
+        ),
+        (
+            "drafters.medusa.heads",
+            2,
+            "drafters.medusa.heads: unknown key; allowed here: head_decay, method, num_h",
+        ),
         ("drafters.medusa.training.lr", 2, "drafters.medusa.training.lr: unknown key; allowed here: "),
         ("drafters.medusa.num_heads", "2", "drafters.medusa.num_heads: "),
         ("drafters.medusa.num_heads", 0, "drafters.medusa.num_heads: "),
@@ -56,9 +64,7 @@ def test_the_committed_settings_are_valid() -> None:
         ("evaluate.confidence", True, "evaluate.confidence: "),
     ],
 )
-def test_bad_settings_are_refused_by_the_path_of_the_key(
-    tmp_path: Path, key: str, value: object, told: str
-) -> None:
+def test_bad_settings_are_refused_by_the_path_of_the_key(tmp_path: Path, key: str, value: object, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_params(change(tmp_path, key, value))
     assert told in str(caught.value)

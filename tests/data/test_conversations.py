@@ -25,7 +25,11 @@ def parse(row: Any) -> list[tuple[str, str]]:
 def test_the_three_forms() -> None:
     wanted = [("system", "S"), ("user", "Q"), ("assistant", "A")]
     assert parse(anteater("Q", "A", system="S")) == wanted
-    sharegpt = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    sharegpt = [
+        {"from": "system", "value": "S"},
+        {"from": "human", "value": "Q"},
+        {"from": "gpt", "value": "A"},
+    ]
     assert parse({"conversations": sharegpt}) == wanted
     assert parse({"messages": [{"role": r, "content": c} for r, c in wanted]}) == wanted
 

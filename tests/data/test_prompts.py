@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.data.conversations import Conversation
-from specdec.data.prompts import Prompt, PromptCount, make_prompt, prompt_ids, select, split_of, unique_short_prompts
+from specdec.data.prompts import (
+    Prompt,
+    PromptCount,
+    make_prompt,
+    prompt_ids,
+    select,
+    split_of,
+    unique_short_prompts,
+)
 from specdec.targets import Target
 
 

@@ -15,9 +15,7 @@ from specdec.data.lfs import Pointer, fetch_object
 from specdec.data.source import Source, clone_file
 from specdec.errors import DataError, TransientError
 
-ROWS = "".join(
-    json.dumps({"conversations": [{"from": "User", "value": f"q{i}"}]}) + "\n" for i in range(50)
-).encode()
+ROWS = "".join(json.dumps({"conversations": [{"from": "User", "value": f"q{i}"}]}) + "\n" for i in range(50)).encode()
 CARD = b"---\nlicense: cc-by-4.0\n---\n# Data\n"
 
 
@@ -112,7 +110,7 @@ def test_too_many_bad_rows(repository: Path, clone: Clone, tmp_path: Path) -> No
 
 def test_lfs_from_a_local_store(repository: Path, clone: Clone, tmp_path: Path) -> None:
     commit(repository, pointer_text(ROWS), "lfs")
-    with pytest.raises(DataError, match="holds the pointer .* but not the object"):
+    with pytest.raises(DataError, match=r"holds the pointer .* but not the object"):
         clone(repository)
     oid = hashlib.sha256(ROWS).hexdigest()
     stored = repository / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid

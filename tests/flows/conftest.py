@@ -56,9 +56,7 @@ class Toy:
 
     def without_server(self) -> "Toy":
         """The same project, with no Prefect server to talk to."""
-        return replace(
-            self, environment={k: v for k, v in self.environment.items() if k != "PREFECT_API_URL"}
-        )
+        return replace(self, environment={k: v for k, v in self.environment.items() if k != "PREFECT_API_URL"})
 
 
 @pytest.fixture(scope="session")

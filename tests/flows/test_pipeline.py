@@ -36,8 +36,7 @@ def parents(toy: Toy) -> list[str]:
     """The status of each MLflow execution."""
     with sqlite3.connect(toy.root / "mlflow.db") as database:
         rows = database.execute(
-            "select status from runs join tags using (run_uuid)"
-            " where key = 'specdec.kind' and value = 'execution'"
+            "select status from runs join tags using (run_uuid) where key = 'specdec.kind' and value = 'execution'"
         ).fetchall()
     database.close()
     return [status for (status,) in rows]

@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from specdec.evaluation.measure import PromptMeasurement
 from specdec.report import Report, write_report
 from specdec.report.content import Example, examples
-from specdec.evaluation.measure import PromptMeasurement
 from specdec.targets import Target
 
 NUMBER = {"value": 1.5, "low": 1.4, "high": 1.6}
-GROUP = {"acceptance_length": NUMBER, "speedup": NUMBER, "position_rates": [0.4, 0.1], "prompts": 2, "tokens": 9}
+GROUP = {
+    "acceptance_length": NUMBER,
+    "speedup": NUMBER,
+    "position_rates": [0.4, 0.1],
+    "prompts": 2,
+    "tokens": 9,
+}
 
 
 def report() -> Report:

@@ -41,9 +41,7 @@ def test_a_server_without_a_list(text: str) -> None:
         ("localhost:8000", ConfigError, "must begin with http://"),
     ],
 )
-def test_a_wrong_url(
-    url: str, error: type[Exception], says: str, settings: Synthesize, tmp_path: Path
-) -> None:
+def test_a_wrong_url(url: str, error: type[Exception], says: str, settings: Synthesize, tmp_path: Path) -> None:
     with pytest.raises(error, match=says), serve(tmp_path, settings, Environment(url), tmp_path / "l", print):
         pass
 

@@ -54,9 +54,7 @@ def test_an_endpoint_that_has_answered(fake_engine: Any, start: Any, note: Path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_nothing_is_left_after_an_error(
-    error: type[BaseException], fake_engine: Any, start: Any, note: Path
-) -> None:
+def test_nothing_is_left_after_an_error(error: type[BaseException], fake_engine: Any, start: Any, note: Path) -> None:
     fake_engine("good")
     with pytest.raises(error), start():
         raise error

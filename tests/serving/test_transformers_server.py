@@ -26,9 +26,7 @@ def endpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def ask(endpoint: Endpoint, **more: Any) -> dict[str, Any]:
     body = {**chat_body(endpoint, HELLO, HOT), **more}
-    response = httpx.post(
-        f"{endpoint.url}/v1/chat/completions", json=body, headers=endpoint.headers(), timeout=60
-    )
+    response = httpx.post(f"{endpoint.url}/v1/chat/completions", json=body, headers=endpoint.headers(), timeout=60)
     assert response.status_code == 200, response.text
     content: dict[str, Any] = response.json()
     return content
@@ -52,9 +50,7 @@ def test_it_gives_its_own_token_ids(endpoint: Endpoint, tiny_base: Path) -> None
     ids = answer["choices"][0]["token_ids"]
     assert len(ids) == answer["usage"]["completion_tokens"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == answer["choices"][0]["message"]["content"]
-    template = tokenizer.apply_chat_template(
-        HELLO, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    template = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert answer["prompt_token_ids"] == template
 
 

@@ -87,9 +87,7 @@ def test_from_prompts_to_data_and_again_without_a_server(project: Path) -> None:
     assert metrics["data"]["train"]["rows"] == 8
     assert metrics["run"]["rows_answered"] == 10
     assert metrics["run"]["prompts_rendered_differently"] == 0
-    assert not [
-        p for p in psutil.process_iter(["cmdline"]) if str(project) in " ".join(p.info["cmdline"] or [])
-    ]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(project) in " ".join(p.info["cmdline"] or [])]
 
     written = {f: f.read_bytes() for f in (project / "data/synthetic").iterdir()}
     again = run(project, SPECDEC_SERVER_URL="http://127.0.0.1:9")  # where nothing listens

@@ -24,9 +24,7 @@ class CharacterTokens:
 def main() -> None:
     url, key, prompts, folder, out = sys.argv[1:]
     rows = list(read_jsonl(Path(prompts)))
-    recipe = Recipe(
-        Sampling(temperature=0.0, top_p=1.0, max_tokens=64), 100_000, {"weights": "w"}, CharacterTokens()
-    )
+    recipe = Recipe(Sampling(temperature=0.0, top_p=1.0, max_tokens=64), 100_000, {"weights": "w"}, CharacterTokens())
     endpoint = Endpoint(url, "base", "vllm", SecretStr(key), Capabilities())
     with Journal.open(Path(folder), {"sampling": "greedy"}) as journal:
         synthesize(lambda: rows, journal, endpoint, recipe, max_failed_share=0.0, concurrency=4, say=print)

@@ -42,9 +42,7 @@ class CharacterTokens:
 class Scripted:
     """The server, in a thread of its own. `asked` counts requests by their last message; `bodies` has all."""
 
-    def __init__(
-        self, plan: Plan, delay: float = 0.0, gives_ids: bool = True, refuses: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, plan: Plan, delay: float = 0.0, gives_ids: bool = True, refuses: Sequence[str] = ()) -> None:
         self.plan, self.delay, self.gives_ids, self.refuses = plan, delay, gives_ids, refuses
         self.asked: Counter[str] = Counter()
         self.answered = 0
@@ -148,9 +146,7 @@ class Scripted:
             answer["prompt_token_ids"] = [1, 2, 3]
         return answer
 
-    def _send(
-        self, writer: asyncio.StreamWriter, status: int, body: str, kind: str = "application/json"
-    ) -> bool:
+    def _send(self, writer: asyncio.StreamWriter, status: int, body: str, kind: str = "application/json") -> bool:
         head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body.encode())}\r\n\r\n"
         writer.write((head + body).encode())
         return True

@@ -21,9 +21,7 @@ def start(server: Any, prompts: Path, folder: Path, out: Path) -> "subprocess.Po
     script = Path(__file__).with_name("client_process.py")
     command = [sys.executable, str(script), server.url, KEY, str(prompts), str(folder), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for_answers(server: Any, count: int, client: "subprocess.Popen[str]") -> None:

@@ -14,9 +14,7 @@ HOT = Sampling(temperature=0.5, top_p=0.9, max_tokens=100)
 WISHED = {"return_token_ids": True, "top_k": -1, "min_p": 0.0}
 
 
-def test_fields_that_are_refused_by_name_are_dropped(
-    scripted: Any, endpoint: Callable[..., Endpoint]
-) -> None:
+def test_fields_that_are_refused_by_name_are_dropped(scripted: Any, endpoint: Callable[..., Endpoint]) -> None:
     server = scripted(refuses=["return_token_ids", "min_p"], gives_ids=False)
     able = probe(endpoint(server), WISHED, HOT).capabilities
     assert able.fields == {"top_k": -1}

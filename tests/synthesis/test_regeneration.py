@@ -27,9 +27,7 @@ def go(
 ) -> Callable[..., tuple[RunStatistics, Rows]]:
     """One run over `rows`; returns its statistics and the assembled rows."""
 
-    def run(
-        server: Any, rows: Rows, share: float = 1.0, key: str = KEY, **able: Any
-    ) -> tuple[RunStatistics, Rows]:
+    def run(server: Any, rows: Rows, share: float = 1.0, key: str = KEY, **able: Any) -> tuple[RunStatistics, Rows]:
         with Journal.open(journal_folder, {"settings": "same"}) as journal:
             statistics = synthesize(
                 lambda: rows,
@@ -166,9 +164,7 @@ def test_no_seed_without_the_capability(scripted: Any, go: Any, prompts: Any) ->
 def test_the_failure_budget_stops_the_run_with_a_summary(scripted: Any, go: Any, prompts: Any) -> None:
     rows = prompts(60)
     server = scripted(lambda last, _n: "400" if last.startswith("user 1") else "ok", delay=0.005)
-    with pytest.raises(
-        DataError, match=r"^4 of 60 rows failed, more than .*http_400 x 4 \(HTTP 400: .*scripted"
-    ):
+    with pytest.raises(DataError, match=r"^4 of 60 rows failed, more than .*http_400 x 4 \(HTTP 400: .*scripted"):
         go(server, rows, share=0.05)
     assert sum(server.asked.values()) < 60, "it stops early"
 

@@ -10,9 +10,7 @@ from specdec.errors import ModelError
 from specdec.synthesis import BaseTokens
 from specdec.synthesis.answer import Answer, RowFailed
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
-)
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,7 @@ def write_drafter(root: Path, name: str, weights: str) -> None:
     write_json(root / "metrics/train" / f"{name}.json", {"mlflow_run": "0" * 32})
 
 
-def write_figures(
-    root: Path, name: str, length: float = 1.8, speedup: float = 1.3, lossless: bool = True
-) -> None:
+def write_figures(root: Path, name: str, length: float = 1.8, speedup: float = 1.3, lossless: bool = True) -> None:
     """An evaluation whose intervals reach 0.1 to either side."""
     metrics = {
         "acceptance_length": {"value": length, "low": length - 0.1, "high": length + 0.1},

@@ -184,9 +184,7 @@ def dies_at(patch: pytest.MonkeyPatch, write: str, call: int) -> None:
 def check_aliases_point_to_whole_versions(store: Store) -> None:
     for version in aliases(store).values():
         found = store.client.get_model_version(NAME, version)
-        listed = store.client.list_logged_model_artifacts(
-            found.source.removeprefix("models:/"), "artifacts/drafter"
-        )
+        listed = store.client.list_logged_model_artifacts(found.source.removeprefix("models:/"), "artifacts/drafter")
         assert "model.safetensors" in {Path(f.path).name for f in listed}
 
 

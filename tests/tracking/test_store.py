@@ -21,9 +21,7 @@ from specdec.tracking.store import connect, hide_credentials, locate, project_ro
 from tests.tracking.example import REPOSITORY, params, write_json
 
 
-def test_the_default_is_in_the_root_wherever_one_stands(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_is_in_the_root_wherever_one_stands(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project / "models")
     assert project_root() == project
     location = locate()
@@ -45,9 +43,7 @@ def test_several_processes_may_meet_a_new_database(tmp_path: Path, clean: None) 
 
     def contact(_number: int) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", FIRST_CONTACT]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         results = list(pool.map(contact, range(2)))
@@ -174,9 +170,7 @@ def test_a_server_keeps_everything_and_nothing_is_left_here(
     assert again["versions"]["one"]["version"] == "1"
     assert again["versions"]["two"]["version"] == "2"
     store = connect(project)
-    assert [f.path for f in store.client.list_artifacts(run.run_id, "evaluation")] == [
-        "evaluation/report.html"
-    ]
+    assert [f.path for f in store.client.list_artifacts(run.run_id, "evaluation")] == ["evaluation/report.html"]
     assert not (project / "mlflow.db").exists()
     assert not (project / "mlartifacts").exists()
 

@@ -13,9 +13,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.just("text
 NAMES = st.text("abc", min_size=1, max_size=3)
 TREES = st.dictionaries(
     NAMES,
-    st.recursive(
-        LEAVES, lambda c: st.lists(c, max_size=2) | st.dictionaries(NAMES, c, max_size=2), max_leaves=5
-    ),
+    st.recursive(LEAVES, lambda c: st.lists(c, max_size=2) | st.dictionaries(NAMES, c, max_size=2), max_leaves=5),
     max_size=3,
 )
 
@@ -23,9 +21,7 @@ TREES = st.dictionaries(
 @given(TREES)
 def test_no_leaf_is_lost(tree: dict[str, object]) -> None:
     def count(value: object) -> int:
-        items = (
-            list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else None
-        )
+        items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else None
         return sum(map(count, items)) if items else 1
 
     assert len(flatten(tree)) == sum(map(count, tree.values()))

@@ -46,9 +46,7 @@ def fit(
 ) -> tuple[Drafter, TrainingResult]:
     drafter = new_drafter(target, chosen)
     taken = [] if log is None else log
-    result = train(
-        target, drafter, rows(40), rows(8, 1), chosen.training, work, lambda m, _: taken.append(m), print
-    )
+    result = train(target, drafter, rows(40), rows(8, 1), chosen.training, work, lambda m, _: taken.append(m), print)
     return drafter, result
 
 
