@@ -54,6 +54,6 @@ $(STAMP): pyproject.toml
 	@echo "Making the environment $(VENV) (once, two to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[pipeline,dev]' \
-	    | grep --line-buffered -E '^(Collecting|Building|Installing|Successfully|ERROR)' | cut -c 1-100
+	    | awk '/^(Collecting|Building|Installing|Successfully|ERROR)/ { print substr($$0, 1, 100); fflush() }'
 	@$(BIN)/python -c 'import torch, transformers, dvc, mlflow, prefect'
 	@touch $@

@@ -24,12 +24,17 @@ def write_report(report: Report, folder: Path) -> None:
     write_text(folder / "report.md", _render("report.md", report, {name: name for name in PLOTS}))
 
 
-def interval(figure: dict[str, float | None], digits: int = 2, unit: str = "") -> str:
-    """`1.83 [1.76, 1.90]`; without ends where there is no interval."""
-    value = f"{figure['value']:.{digits}f}{unit}"
+def interval(figure: dict[str, float | None]) -> str:
+    """`1.83 [1.76, 1.90]`; without ends where one prompt allows none."""
+    value = f"{figure['value']:.2f}"
+    return f"{value} (one prompt)" if figure["low"] is None else f"{value} {ends(figure)}"
+
+
+def ends(figure: dict[str, float | None]) -> str:
+    """`[1.76, 1.90]`, or why there are none."""
     if figure["low"] is None:
-        return f"{value} (one prompt: no interval)"
-    return f"{value} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+        return "(one prompt: no interval)"
+    return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def _render(template: str, report: Report, images: dict[str, str]) -> str:
@@ -40,7 +45,7 @@ def _render(template: str, report: Report, images: dict[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = interval
+    environment.filters.update(interval=interval, ends=ends)
     values: dict[str, Any] = {"report": report, "figures": report.figures, "images": images}
     return environment.get_template(template).render(values)
 

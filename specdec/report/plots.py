@@ -48,7 +48,7 @@ def plot_positions(figures: dict[str, Any], out: Path) -> None:
 
 
 def plot_categories(figures: dict[str, Any], out: Path) -> None:
-    """Acceptance length by category with its interval; the line is the one over all prompts."""
+    """Acceptance length by category (number of prompts) with its interval; the line is over all prompts."""
     found = sorted(figures["categories"].items(), key=lambda item: item[1]["acceptance_length"]["value"])
     with _figure(out, width=4.6, height=0.9 + 0.42 * len(found)) as axes:
         axes.axvline(figures["acceptance_length"]["value"], color=INK, linewidth=1, linestyle=":")
@@ -60,7 +60,7 @@ def plot_categories(figures: dict[str, Any], out: Path) -> None:
         names = [f"{name} ({group['prompts']})" for name, group in found]
         axes.set_yticks(range(len(found)), names)
         axes.set_ylim(-0.6, len(found) - 0.4)
-        axes.set_xlabel("acceptance length, tokens a step (prompts)")
+        axes.set_xlabel("tokens a step")
 
 
 def plot_curves(curves: dict[str, Curve], out: Path) -> None:

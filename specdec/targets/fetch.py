@@ -30,11 +30,17 @@ def download_base(repository: str, revision: str | None, out: Path) -> str:
     Raises ModelError when there is no such repository or revision, TransientError when the hub is out of reach.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{repository!r} is neither a folder here nor a model on the hub that you may read: check "
             "fetch_base.source, and HF_TOKEN where the model is gated"
@@ -43,6 +49,8 @@ def download_base(repository: str, revision: str | None, out: Path) -> str:
         raise TransientError(
             f"the Hugging Face hub could not be reached for {repository}: {first_line(error)}"
         ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{repository} has no revision {revision!r}: check fetch_base.revision") from None
     except HfHubHTTPError as error:
         raise ModelError(f"{repository} at {revision} could not be fetched: {first_line(error)}") from None
     copy_base(snapshot, out)

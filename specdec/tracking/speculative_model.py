@@ -96,7 +96,11 @@ def _base(artifacts: dict[str, str], reference: dict[str, Any]) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(reference["source"], revision=reference["revision"]))
+    from specdec.targets.fetch import PATTERNS
+
+    return Path(
+        snapshot_download(reference["source"], revision=reference["revision"], allow_patterns=PATTERNS)
+    )
 
 
 set_model(SpeculativeModel())

@@ -1,6 +1,7 @@
 """The pipeline, whole: one flow from conversations to a registered, generating model; then what runs again."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Project, make_project, medusa
+from tests.integration.conftest import ROOT, Project, make_project, medusa
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,16 @@ print(json.dumps({"runs": len(runs), "parents": len(parents), "made": str(made),
     assert "validation/acceptance_length" in found["metrics"]
     assert "test/acceptance_length" in found["metrics"]
     assert "acceptance_length" in found["made"]
+
+
+def test_the_readmes_python_runs(project: Project) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (project.root / "readme.py").write_text(block)
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=project.root, env=project.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) >= 1
 
 
 def test_a_second_run_runs_nothing(project: Project) -> None:

@@ -42,7 +42,7 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     assert "<script>" not in page
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
     assert "1.50 [1.40, 1.60]" in page
-    assert "one prompt: no interval" in page
+    assert "1.20 (one prompt)" in page
     for name in ("positions.png", "categories.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in (tmp_path / "report.md").read_text()
