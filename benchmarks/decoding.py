@@ -52,7 +52,7 @@ def measure(ways: dict[str, Decode], prompts: list[list[int]]) -> dict[str, tupl
     """(seconds, tokens, passes) of each way over all prompts; every prompt goes through all ways in turn."""
     for decode in ways.values():
         decode(prompts[0])
-    totals = {name: (0.0, 0, 0) for name in ways}
+    totals = dict.fromkeys(ways, (0.0, 0, 0))
     for ids in prompts:
         for name, decode in ways.items():
             began = time.perf_counter()

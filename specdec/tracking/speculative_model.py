@@ -98,9 +98,7 @@ def _base(artifacts: dict[str, str], reference: dict[str, Any]) -> Path:
 
     from specdec.targets.fetch import PATTERNS
 
-    return Path(
-        snapshot_download(reference["source"], revision=reference["revision"], allow_patterns=PATTERNS)
-    )
+    return Path(snapshot_download(reference["source"], revision=reference["revision"], allow_patterns=PATTERNS))
 
 
 set_model(SpeculativeModel())

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,10 @@ from typing import Any
 import pytest
 
 from specdec.data import pydocs
+from specdec.data.pydocs import repository
+from specdec.data.pydocs.docstrings import MAX_SUMMARY
+from specdec.data.pydocs.harvest import MAX_ROWS
+from specdec.data.pydocs.syntax import entries_of_file
 from specdec.errors import DataError
 
 Row = dict[str, Any]
@@ -28,7 +33,7 @@ def rows() -> list[Row]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pydocs, "conversations", lambda: iter(FEW))
+    monkeypatch.setattr(repository, "conversations", lambda: iter(FEW))
 
 
 def _digest(rows: list[Row]) -> str:
@@ -46,7 +51,7 @@ def test_rows_follow_the_schema(rows: list[Row]) -> None:
 
 
 def test_there_are_enough_of_every_kind(rows: list[Row]) -> None:
-    assert 5_000 <= len(rows) <= pydocs.MAX_ROWS
+    assert 5_000 <= len(rows) <= MAX_ROWS
     categories = Counter(row["dataset"] for row in rows)
     assert {"function reference", "class reference", "signatures", "parameters", "examples", "dialogue",
             "language reference"} <= set(categories)  # fmt: skip
@@ -74,13 +79,11 @@ def test_other_process_same_rows_and_no_import_of_what_is_documented(rows: list[
     code = (
         "import sys, json, hashlib; from specdec.data import pydocs; rows = list(pydocs.conversations());"
         "print(hashlib.sha256(json.dumps(rows).encode()).hexdigest());"
-        "print(*[n for n in pydocs.PACKAGES if n in sys.modules])"
+        "print(*[n for n in pydocs.packages.PACKAGES if n in sys.modules])"
     )
-    root = Path(pydocs.__file__).parents[2]
+    root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, check=True)
     digest, imported = done.stdout.split("\n")[:2]
     assert digest == _digest(rows)
     assert imported == ""
@@ -143,15 +146,12 @@ def test_parse_reads_three_styles(text: str, second: str) -> None:
 
 def test_parse_finds_doctests_and_plain_names() -> None:
     assert pydocs.parse(NUMPY_STYLE).examples == [">>> add(1, 2)\n3"]
-    assert (
-        pydocs.parse("Sum of :func:`~operator.add` and ``mul``.").summary
-        == "Sum of `operator.add` and `mul`."
-    )
+    assert pydocs.parse("Sum of :func:`~operator.add` and ``mul``.").summary == "Sum of `operator.add` and `mul`."
 
 
 def test_parse_cuts_at_a_sentence_end() -> None:
     summary = pydocs.parse("One sentence. " + "Another sentence that says more. " * 40).summary
-    assert 100 < len(summary) <= pydocs.MAX_SUMMARY
+    assert 100 < len(summary) <= MAX_SUMMARY
     assert summary.endswith("more.")
 
 
@@ -163,11 +163,8 @@ def test_source_gives_signatures_without_self(tmp_path: Path) -> None:
         '    def _hidden(self):\n        """No."""\n'
     )
     (tmp_path / "more.py").write_text('def f(a, /, b=1, *, c=2):\n    """F."""\n')
-    assert (
-        next(pydocs._entries_of_file(tmp_path / "more.py", "pkg", "pkg.more")).signature
-        == "f(a, /, b=1, *, c=2)"
-    )
-    found = {e.name: e for e in pydocs._entries_of_file(source, "pkg", "pkg.shapes")}
+    assert next(entries_of_file(tmp_path / "more.py", "pkg", "pkg.more")).signature == "f(a, /, b=1, *, c=2)"
+    found = {e.name: e for e in entries_of_file(source, "pkg", "pkg.shapes")}
     assert list(found) == ["Box", "Box.grow"]
     assert found["Box.grow"].signature == "grow(by, *rest, twice=False, **more)"
     assert found["Box"].members == ("grow",)
@@ -178,9 +175,7 @@ def test_published_repository_is_the_same_everywhere_and_clones(
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".gitconfig").write_text(
-        "[commit]\n\tgpgsign = true\n[core]\n\tautocrlf = true\n[user]\n\tname = Me\n"
-    )
+    (home / ".gitconfig").write_text("[commit]\n\tgpgsign = true\n[core]\n\tautocrlf = true\n[user]\n\tname = Me\n")
     first = pydocs.publish(tmp_path / "a")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
@@ -193,9 +188,7 @@ def test_published_repository_is_the_same_everywhere_and_clones(
     card = (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
     assert "icence" in card
     assert all(f"- {n} {v}" in card for n, v in pydocs.versions().items())
-    log = subprocess.run(
-        ["git", "log", "--format=%H %D %an"], cwd=tmp_path / "a", capture_output=True, text=True
-    )
+    log = subprocess.run(["git", "log", "--format=%H %D %an"], cwd=tmp_path / "a", capture_output=True, text=True)
     assert log.stdout.strip() == f"{first} HEAD -> main specdec"
 
 
@@ -207,7 +200,7 @@ def test_publish_leaves_the_same_and_replaces_the_old(
     inode = repo.stat().st_ino
     assert pydocs.publish(repo) == first
     assert repo.stat().st_ino == inode
-    monkeypatch.setattr(pydocs, "fingerprint", lambda: "0" * 64)
+    monkeypatch.setattr(repository, "fingerprint", lambda: "0" * 64)
     assert pydocs.publish(repo) != first
     assert os.listdir(tmp_path) == ["repo"]
 
@@ -220,13 +213,24 @@ def test_publish_interrupted_leaves_what_was_there(
     def stop(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pydocs, "_card", stop)
-    monkeypatch.setattr(pydocs, "fingerprint", lambda: "0" * 64)
+    monkeypatch.setattr(repository, "card", stop)
+    monkeypatch.setattr(repository, "fingerprint", lambda: "0" * 64)
     for name in ("repo", "new"):
         with pytest.raises(KeyboardInterrupt):
             pydocs.publish(tmp_path / name)
     assert os.listdir(tmp_path) == ["repo"]
-    assert pydocs._git(tmp_path / "repo", "rev-parse", "HEAD") == first
+    monkeypatch.undo()
+    assert pydocs.publish(tmp_path / "repo") == first
+
+
+def test_every_module_of_the_package_decides_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pydocs.fingerprint()
+    package = shutil.copytree(Path(pydocs.__file__).parent, tmp_path / "pydocs")
+    monkeypatch.setattr(repository, "__file__", str(package / "repository.py"))
+    assert pydocs.fingerprint() == first
+    with (package / "topics.py").open("a") as file:
+        file.write("# other\n")
+    assert pydocs.fingerprint() != first
 
 
 def test_publish_refuses_a_folder_of_someone_else(few: None, tmp_path: Path) -> None:

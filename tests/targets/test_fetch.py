@@ -46,7 +46,12 @@ def hub() -> Iterator[Hub]:
 
 
 def download(endpoint: str, folder: Path, repository: str = "org/model") -> str:
-    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
+    environment = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "home"),
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin",
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, repository, str(folder / "out")],
         env=environment,

@@ -17,9 +17,7 @@ GOOGLE_SECTION = re.compile(
 SPHINX_PARAMETER = re.compile(r"^:param (?:([\w.\[\], ]+) )?(\*{0,2}\w+):\s*(.+?)(?=^:|^\S|\Z)", re.M | re.S)
 SPHINX_RETURN = re.compile(r"^:returns?:\s*(.+?)(?=^:|\n\n|\Z)", re.M | re.S)
 NUMPY_PARAMETER = re.compile(r"^(\*{0,2}\w+)(?: ?: ?(.*))?\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", re.M)
-GOOGLE_PARAMETER = re.compile(
-    r"^ {2,8}(\*{0,2}\w+)(?: ?\((.*?)\))?: ?(?!//)((?:.+\n?)(?:^ {6,}.*\n?)*)", re.M
-)
+GOOGLE_PARAMETER = re.compile(r"^ {2,8}(\*{0,2}\w+)(?: ?\((.*?)\))?: ?(?!//)((?:.+\n?)(?:^ {6,}.*\n?)*)", re.M)
 
 
 @dataclass
