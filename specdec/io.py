@@ -51,9 +51,9 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        _fsync(aside)
+        sync(aside)
         aside.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -67,11 +67,11 @@ def replacing_dir(path: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         yield aside
         for file in sorted(aside.rglob("*")):
-            _fsync(file)
+            sync(file)
         if path.exists():
             shutil.rmtree(path)
         aside.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -88,7 +88,8 @@ def sha256_json(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -88,9 +88,10 @@ def _count(file: Path, name: str, max_bad_share: float) -> RowCount:
 def _licence(checkout: Checkout) -> str:
     """The `license:` of a dataset card, else the title of a LICENSE file, else `unknown`."""
     card = (checkout.read("README.md") or b"").decode(errors="replace")
-    stated = re.search(r"^license:[ \t]*(\S.*)$", card, re.MULTILINE)
-    if card.startswith("---") and stated:
-        return stated[1].strip()
+    if card.startswith("---"):
+        stated: dict[str, str] = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*?)[ \t]*$", card, re.MULTILINE))
+        if "license" in stated:  # `other` has a name of its own
+            return stated.get("license_name", stated["license"])
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"):
         lines = (checkout.read(name) or b"").decode(errors="replace").split("\n")
         title = next((line.strip(" #") for line in lines if line.strip()), None)

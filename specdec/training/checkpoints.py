@@ -4,7 +4,6 @@ The Trainer writes a checkpoint file by file. When the last file is on the disk 
 was torn by a kill and is removed before resuming.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from specdec.io import write_text
+from specdec.io import sync, write_text
 
 _MARK = "complete"
 
@@ -25,7 +24,7 @@ class MarkComplete(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             for file in folder.iterdir():
-                _sync(file)
+                sync(file)
             write_text(folder / _MARK, "")
 
 
@@ -39,11 +38,3 @@ def last_complete(work: Path, say: Callable[[str], None]) -> str | None:
         elif match := re.fullmatch(r"checkpoint-(\d+)", folder.name):
             found[int(match[1])] = folder
     return str(found[max(found)]) if found else None
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -70,6 +70,22 @@ def test_a_pinned_commit_is_what_comes(repository: Path, clone: Clone, tmp_path:
         assert source.sha256 == hashlib.sha256(ROWS).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("README.md", "---\nlicense: other\nlicense_name: ours\n---\n", "ours"),
+        ("README.md", "# Data\nlicense: mit\n", "unknown"),
+        ("LICENSE", "\n  MIT License\n\nCopyright", "MIT License"),
+    ],
+)
+def test_licences(repository: Path, clone: Clone, name: str, text: str, wanted: str) -> None:
+    (repository / "README.md").write_text("")
+    (repository / name).write_text(text)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "licence")
+    assert clone(repository).licence == wanted
+
+
 def test_a_tag_and_a_moved_branch(repository: Path, clone: Clone) -> None:
     first = clone(repository).commit
     git(repository, "tag", "-a", "v1", "-m", "v1")

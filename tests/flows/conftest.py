@@ -5,16 +5,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
+from tests.servers import wait_until_healthy
 from tests.tracking.example import REPOSITORY, mlflow_tables, write_settings
 
 NO_GIT_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
@@ -92,22 +91,11 @@ def prefect_server(prefect_home: Path) -> Iterator[str]:
         process = subprocess.Popen([*command, "--no-ui"], env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/api"
     try:
-        _wait_for(url, process)
+        wait_until_healthy(url, process)
         yield url
     finally:
         process.terminate()
         process.wait()
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(900):
-        assert process.poll() is None
-        try:
-            if httpx.get(f"{url}/health").is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError("the Prefect server did not start")
 
 
 def make_toy(root: Path, prepared: Path, prefect_home: Path, prefect_server: str) -> Toy:

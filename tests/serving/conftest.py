@@ -1,7 +1,6 @@
 """A small stand-in for an engine, in a process of its own, and the settings that start it."""
 
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,14 +52,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that `transformers serve` can serve."""
-    build = runpy.run_path(str(Path(__file__).with_name("tiny_base.py")))["build"]
-    base: Path = build(tmp_path_factory.mktemp("base"))
-    return base
 
 
 @pytest.fixture

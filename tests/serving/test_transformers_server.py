@@ -17,10 +17,10 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
-def endpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def endpoint(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     settings = Synthesize(engine="transformers", dtype="float32", max_model_len=256, sampling=HOT)
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serve(tiny_base, settings, Environment(concurrency=4), log, print) as endpoint:
+    with serve(base_folder, settings, Environment(concurrency=4), log, print) as endpoint:
         yield endpoint
 
 
@@ -43,10 +43,10 @@ def test_health_is_open(endpoint: Endpoint) -> None:
     assert httpx.get(f"{endpoint.url}/health").status_code == 200
 
 
-def test_it_gives_its_own_token_ids(endpoint: Endpoint, tiny_base: Path) -> None:
+def test_it_gives_its_own_token_ids(endpoint: Endpoint, base_folder: Path) -> None:
     assert endpoint.capabilities.token_ids
     assert endpoint.capabilities.refused == ()
-    answer, tokenizer = ask(endpoint), AutoTokenizer.from_pretrained(tiny_base)
+    answer, tokenizer = ask(endpoint), AutoTokenizer.from_pretrained(base_folder)
     ids = answer["choices"][0]["token_ids"]
     assert len(ids) == answer["usage"]["completion_tokens"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == answer["choices"][0]["message"]["content"]

@@ -2,7 +2,7 @@
 
 import json
 import os
-import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +26,9 @@ SYNTHESIZE = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    build = runpy.run_path(str(ROOT / "tests" / "serving" / "tiny_base.py"))["build"]
-    folder: Path = build(tmp_path_factory.mktemp("base"))
+def base(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "base"
+    shutil.copytree(base_folder, folder)
     write_json(folder / "specdec.json", {"identity": IDENTITY})
     return folder
 

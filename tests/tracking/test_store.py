@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from specdec.errors import TrackingError, TransientError
 from specdec.tracking import drafter_run, execution_run
 from specdec.tracking.register import register
 from specdec.tracking.store import connect, hide_credentials, locate, project_root
+from tests.servers import wait_until_healthy
 from tests.tracking.example import REPOSITORY, params, write_json
 
 
@@ -135,22 +135,11 @@ def server(tables: Path, tmp_path: Path) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path / "server")
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_it_answers(url, process)
+        wait_until_healthy(url, process)
         yield url
     finally:
         process.terminate()
         process.wait()
-
-
-def wait_until_it_answers(url: str, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(600):
-        assert process.poll() is None
-        try:
-            if httpx.get(f"{url}/health").is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError("the MLflow server did not start")
 
 
 def test_a_server_keeps_everything_and_nothing_is_left_here(

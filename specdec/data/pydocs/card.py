@@ -7,6 +7,8 @@ from specdec.data.pydocs.rows import Row
 
 CARD = """---
 language: en
+license: other
+license_name: licences of the documented projects, listed below
 task_categories: [text-generation]
 ---
 # Documentation of the installed Python and its libraries, as conversations
