@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint format bench mlflow prefect clean
+.PHONY: run test lint format bench mlflow prefect
 
 run: $(STAMP)
 ifdef PROFILE
@@ -42,9 +42,6 @@ mlflow: $(STAMP)
 
 prefect: $(STAMP)
 	PREFECT_HOME=$(CURDIR)/.specdec/prefect $(BIN)/prefect server start --host 127.0.0.1
-
-clean:
-	rm -rf data models reports metrics registry.json dvc.lock .specdec .dvc/cache .dvc/tmp mlflow.db mlartifacts
 
 # The stamp is made last, so an interrupted installation is begun again.
 $(STAMP): pyproject.toml

@@ -21,6 +21,7 @@ import psutil
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from flows.alone import alone
 from flows.graph import Plan, Stage, allow_no_git, read_plan
 from flows.process import Commands, looking_after
 from flows.stage_task import StageFailed, run_stage
@@ -119,6 +120,11 @@ def start() -> None:
     """Checks everything that is cheap to check, runs the flow, and prints what came out."""
     root = project_root()
     load_params(root / "params.yaml")
+    with alone(root):  # before the plan: DVC cannot read it while another run writes
+        _start(root)
+
+
+def _start(root: Path) -> None:
     if allow_no_git(root):
         print("no git repository here: DVC works without it, and results will name no commit", flush=True)
     plan = read_plan(root)

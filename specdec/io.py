@@ -1,14 +1,17 @@
 """Writing so that a reader never sees half a file: write aside, fsync, rename."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,7 +51,8 @@ def dump_line(row: Any) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file to; it becomes `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _sweep(path)
+    aside = _aside(path)
     try:
         yield aside
         sync(aside)
@@ -62,18 +66,33 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_dir(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill; it becomes `path` (whole, or not at all) when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    _sweep(path)
+    aside, old = _aside(path), _aside(path)
+    aside.mkdir()
     try:
-        aside.chmod(0o755)
         yield aside
         for file in sorted(aside.rglob("*")):
             sync(file)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         aside.replace(path)
         sync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for folder in (aside, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """`.NAME.PID.RANDOM.part`: beside the path, so that renaming is atomic; DVC ignores it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _sweep(path: Path) -> None:
+    """Removes what a killed writer of this path left behind."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*.part"):
+        pid = left.name.split(".")[-3]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from specdec.errors import SpecdecError
+from specdec.config import Params
+from specdec.errors import ConfigError, SpecdecError
 
 EMBEDDED_DATA = Path(".specdec/python-docs")  # the published repository of the embedded default
 # Read when the libraries are imported, which is after this: bars drawn into a log are noise.
@@ -37,13 +38,28 @@ def run(stage: Callable[[], None]) -> None:
         stage()
     except SpecdecError as error:
         _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = error.filename or os.getcwd()
-        _fail(f"the disk is full ({where}): free some space and run the same command again", 2)
     except (KeyboardInterrupt, Terminated):
         _fail("interrupted: run the same command again, it goes on from here", 130)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        _fail(f"the disk is full ({os.getcwd()}): free some space and run the same command again", 2)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Not every library raises an OSError for it: safetensors and torch have errors of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    told = ("No space left", "os error 28", "PytorchStreamWriter", "unexpected pos")
+    return any(sign in str(error) for sign in told)
+
+
+def drafter_name(params: Params) -> str:
+    """The drafter that the stage's command line names. Raises ConfigError when params.yaml has none such."""
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if name not in params.drafters:
+        raise ConfigError(f"name one drafter of params.yaml: {', '.join(params.drafters)} (not {name!r})")
+    return name
 
 
 def say(line: str) -> None:

@@ -6,7 +6,6 @@ python -m stages.evaluate D    ->  reports/D/, metrics/evaluate/D.json
 import csv
 import json
 import platform
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,14 @@ from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json, write
 from specdec.report import Report, examples, write_report
 from specdec.targets import Target
 from specdec.tracking import drafter_run
-from stages import run, say
+from stages import drafter_name, run, say
 
 TEST = Path("data/prompts/test.jsonl")
 
 
 def main() -> None:
-    name = sys.argv[1]
     params = load_params()
+    name = drafter_name(params)
     settings = params.evaluate
     target = Target.from_pretrained("models/base", dtype=settings.dtype)
     drafter = load_drafter(Path("models/drafters") / name, target)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specdec.config import FetchBase, load_params
 from specdec.data.pydocs import publish
+from specdec.errors import ConfigError
 from specdec.targets.embedded import EmbeddedSettings, build_base
 from specdec.targets.fetch import copy_base, download_base, record_base
 from stages import EMBEDDED_DATA, run, say
@@ -20,10 +21,12 @@ def main() -> None:
     if settings.source == "embedded":
         _build_embedded(settings)
     elif Path(settings.source).expanduser().is_dir():
-        copy_base(Path(settings.source).expanduser(), OUT)
+        if revision is not None:
+            raise ConfigError("fetch_base.revision is of the hub: set it to null with a local folder")
+        copy_base(Path(settings.source).expanduser(), OUT, say)
     else:
         say(f"downloading {settings.source}")
-        revision = download_base(settings.source, settings.revision, OUT)
+        revision = download_base(settings.source, settings.revision, OUT, say)
     record_base(OUT, settings.source, revision, base_name(settings.source), say)
 
 

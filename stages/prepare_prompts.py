@@ -31,6 +31,8 @@ OUT = Path("data/prompts")
 
 def main() -> None:
     settings = load_params().prepare_prompts
+    if not RAW.is_file():
+        raise DataError(f"there is no {RAW}: run the stage `clone_data` first")
     tokenizer = load_tokenizer(Path("models/base"))
     rows, count = RowCount(), PromptCount()
 

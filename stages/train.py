@@ -5,24 +5,26 @@ python -m stages.train D    ->  models/drafters/D/, metrics/train/D.json, metric
 
 import csv
 import shutil
-import sys
 from pathlib import Path
+
+import torch
 
 from specdec.config import DrafterSettings, Params, load_params
 from specdec.data.packing import PackedRow, pack, sequences
 from specdec.drafters import new_drafter
+from specdec.errors import ConfigError, DataError
 from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
 from specdec.training import TrainingResult, train
-from stages import run, say
+from stages import drafter_name, run, say
 
 DATA = Path("data/synthetic")
 
 
 def main() -> None:
-    name = sys.argv[1]
     params = load_params()
+    name = drafter_name(params)
     settings = params.drafters[name]
     target = Target.from_pretrained("models/base", dtype=settings.training.dtype)
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
@@ -46,7 +48,13 @@ def main() -> None:
 def _packed(split: str, settings: DrafterSettings, target: Target) -> list[PackedRow]:
     found = [s for row in read_jsonl(DATA / f"{split}.jsonl") for s in sequences(row)]
     tokens, answers = sum(map(len, found)), sum(int(s.loss_mask.sum()) for s in found)
-    length = min(settings.training.max_length, target.max_positions)
+    length = settings.training.max_length
+    if length > target.max_positions:
+        raise ConfigError(
+            f"training.max_length is {length}, and {target.name} takes {target.max_positions} positions at most"
+        )
+    if not found:
+        raise DataError(f"{DATA / split}.jsonl has no answers: look at metrics/synthesis.json")
     packed = pack(found, length, target.tokenizer.pad_token_id or 0)
     padding = 1 - tokens / (len(packed) * length)
     say(
@@ -68,12 +76,18 @@ def _provenance(settings: DrafterSettings, target: Target) -> dict[str, object]:
 def _work_folder(name: str, provenance: dict[str, object]) -> Path:
     """Where this very run keeps its checkpoints; what other settings or data left behind is removed."""
     root = Path(".specdec/train") / name
-    work = root / sha256_json(provenance)[:16]
+    work = root / sha256_json([provenance, _code()])[:16]
     for other in root.glob("*"):
         if other != work:
             shutil.rmtree(other)
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _code() -> list[str]:
+    """What beside the settings decides the weights: another loss must not go on from old checkpoints."""
+    files = [f for part in ("drafters", "training", "targets") for f in sorted(Path("specdec", part).glob("*.py"))]
+    return [torch.__version__, *(sha256_file(f) for f in [*files, Path("specdec/data/packing.py")])]
 
 
 def _read(file: Path) -> str | None:

@@ -1,6 +1,8 @@
 """A file or folder appears whole or not at all."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,14 @@ def test_jsonl_keeps_any_text_on_one_line(tmp_path: Path) -> None:
     assert list(read_jsonl(tmp_path / "a.jsonl")) == rows
     assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 2
     assert json.loads((tmp_path / "a.jsonl").read_bytes().split(b"\n")[0]) == rows[0]
+
+
+def test_what_a_killed_writer_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+    left = [tmp_path / f".model.{dead}.0a1b2c3d.part", tmp_path / f".model.{os.getpid()}.0a1b2c3d.part"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "weights").touch()
+    with replacing_dir(tmp_path / "model") as aside:
+        (aside / "weights").touch()
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(["model", left[1].name])

@@ -29,8 +29,12 @@ def list_profiles() -> None:
 @profile.command("use")
 def use(name: str) -> None:
     """Writes profiles/NAME.yaml over params.yaml; `git diff params.yaml` shows what changed."""
-    params = use_profile(name)
-    print(f"params.yaml now is {name}: base {params.fetch_base.source}, data {params.clone_data.url}")
+    written = use_profile(name)
+    params = load_params()
+    print(
+        f"params.yaml {'now is' if written else 'is still'} {name}: "
+        f"base {params.fetch_base.source}, data {params.clone_data.url}"
+    )
 
 
 @app.command()

@@ -30,11 +30,18 @@ class Environment:
     def read(cls) -> "Environment":
         key = os.environ.get("SPECDEC_API_KEY")
         return cls(
-            server_url=(os.environ.get("SPECDEC_SERVER_URL") or "").rstrip("/") or None,
+            server_url=_server_url(),
             api_key=SecretStr(key) if key else None,
             concurrency=_positive("SPECDEC_CONCURRENCY", 32) or 32,
             port=_positive("SPECDEC_PORT", None),
         )
+
+
+def _server_url() -> str | None:
+    url = os.environ.get("SPECDEC_SERVER_URL", "").rstrip("/")
+    if "@" in url:
+        raise ConfigError("SPECDEC_SERVER_URL holds a name or a password: give the key in SPECDEC_API_KEY")
+    return url or None
 
 
 def _positive(name: str, default: int | None) -> int | None:

@@ -19,6 +19,17 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats: PyYAML alone reads `1e-3` as text, DVC as a number."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A key that stands twice is refused; YAML itself would silently take the last one."""
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    double = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+    if double is not None:
+        line = node.start_mark.line + 1
+        raise yaml.constructor.ConstructorError(None, None, f"the key {double!r} stands twice below line {line}")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
@@ -36,19 +47,22 @@ def profile_names(folder: Path = PROFILES) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml"))
 
 
-def use_profile(name: str, params: Path = PARAMS, folder: Path = PROFILES) -> Params:
-    """Writes `profiles/<name>.yaml` over `params.yaml`, whole sections at a time below the top level.
+def use_profile(name: str, params: Path = PARAMS, folder: Path = PROFILES) -> bool:
+    """Writes `profiles/<name>.yaml` over `params.yaml`: whole sections, named in the profile, are replaced.
 
-    The profile states complete sections (`clone_data`, `drafters`, ...); a section it leaves out stays as it is.
-    Refused, with nothing written, when the result is not valid.
+    Says whether it did: what this profile wrote before is left alone, with whatever was edited since. Refused,
+    with nothing written, when there is no such profile or the result is not valid.
     """
     if name not in profile_names(folder):
         raise ConfigError(f"no profile {name!r} in {folder}/: choose one of {', '.join(profile_names(folder))}")
-    merged = {**_read(params), **_read(folder / f"{name}.yaml")}
-    checked = _validate(merged, folder / f"{name}.yaml")
     header = f"# Written by `specdec profile use {name}`; `git diff` shows what changed.\n"
+    if params.is_file() and params.read_text().startswith(header):
+        load_params(params)
+        return False
+    merged = {**_read(params), **_read(folder / f"{name}.yaml")}
+    _validate(merged, folder / f"{name}.yaml")
     write_text(params, header + yaml.safe_dump(merged, sort_keys=False, width=110))
-    return checked
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,7 +93,7 @@ def _finding(error: Any) -> str:
     if kind == "missing":
         return f"{key}: missing"
     # A value that may be a secret is not repeated.
-    value = "" if kind == "password" or isinstance(error["input"], dict | list) else f" (it is {error['input']!r})"
+    value = "" if kind == "secret" or isinstance(error["input"], dict | list) else f" (it is {error['input']!r})"
     return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{value}"
 
 

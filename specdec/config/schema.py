@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+SomeShare = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -20,7 +21,7 @@ DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 class Section(BaseModel):
     """Strict: no unknown key, no silent conversion ("3" is not 3), no change after reading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class CloneData(Section):
@@ -28,15 +29,15 @@ class CloneData(Section):
 
     url: str = Field(min_length=1, description="git URL, local path, or `embedded` for the installed documentation")
     revision: str = Field(min_length=1, description="commit, tag or branch; the commit is what is recorded")
-    file: str = Field(default="train.jsonl", min_length=1, description="the JSONL file inside the repository")
-    max_bad_share: Share = Field(default=0.01, description="above this share of unusable rows the stage fails")
+    file: str = Field(min_length=1, description="the JSONL file inside the repository")
+    max_bad_share: Share = Field(description="above this share of unusable rows the stage fails")
 
     @field_validator("url")
     @classmethod
-    def _no_password(cls, url: str) -> str:
-        if re.match(r"\w+://[^/@]*:[^/@]*@", url):
+    def _no_credentials(cls, url: str) -> str:
+        if re.match(r"(git\+)?https?://[^/]*@", url):
             raise PydanticCustomError(
-                "password", "a URL with a password ends up in dvc.lock: leave it to git's credential helper"
+                "secret", "a URL with a name or a password ends up in dvc.lock: leave them to git's credential helper"
             )
         return url
 
@@ -67,8 +68,8 @@ class FetchBase(Section):
 class PreparePrompts(Section):
     """Which conversations become prompts, and how they are split (by a hash, so that a row never moves)."""
 
-    validation_share: Share
-    test_share: Share
+    validation_share: SomeShare
+    test_share: SomeShare
     max_train: Positive | None = Field(description="at most this many training prompts; null for all")
     max_validation: Positive | None
     max_test: Positive | None
@@ -100,26 +101,32 @@ class Synthesize(Section):
     """The base answers the prompts, served by an engine over HTTP."""
 
     engine: Literal["transformers", "vllm"]
-    engine_args: list[str] = Field(default=[], description="further command line arguments of the engine")
+    engine_args: list[str] = Field(description="further command line arguments of the engine")
     dtype: DType
     max_model_len: Positive
     sampling: Sampling
-    max_failed_share: Share = Field(default=0.01, description="above this share of failed rows the stage fails")
+    max_failed_share: Share = Field(description="above this share of failed rows the stage fails")
+
+    @field_validator("engine_args")
+    @classmethod
+    def _no_key(cls, arguments: list[str]) -> list[str]:
+        if any(a.split("=")[0].replace("_", "-") in ("--api-key", "--hf-token") for a in arguments):
+            raise PydanticCustomError("secret", "a key here ends up in dvc.lock: the server gets one by itself")
+        return arguments
 
 
 class TrainingSettings(Section):
-    """One training run of one drafter."""
+    """One training run of one drafter. Everything is stated: a default that changed would re-run nothing."""
 
     epochs: float = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    warmup_share: Share = 0.03
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_share: Share
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
     max_length: Positive = Field(description="tokens in one packed row; longer conversations are cut at it")
     rows_per_step: Positive = Field(description="packed rows in one optimizer step")
     save_steps: Positive = Field(description="steps between checkpoints; each one is validated")
-    log_steps: Positive = 10
-    dtype: DType = Field(default="float32", description="of the frozen base; heads train in float32 weights")
+    dtype: DType = Field(description="of the frozen base; heads train in float32 weights")
     seed: int = Field(ge=0)
 
 
@@ -129,7 +136,7 @@ class MedusaSettings(Section):
     method: Literal["medusa"]
     num_heads: Positive
     num_layers: Positive
-    head_decay: float = Field(default=0.8, gt=0, le=1, description="weight of head k in the loss is head_decay^k")
+    head_decay: float = Field(gt=0, le=1, description="weight of head k in the loss is head_decay^k")
     training: TrainingSettings
 
 

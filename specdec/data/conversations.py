@@ -86,7 +86,7 @@ def parse_line(line: bytes) -> Conversation:
     """One row. Raises BadRow."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter by thousands of nested brackets
         raise BadRow("not JSON") from None
     if not isinstance(row, dict):
         raise BadRow("not a JSON object")
@@ -94,9 +94,7 @@ def parse_line(line: bytes) -> Conversation:
     if not isinstance(turns, list) or not turns:
         raise BadRow("no conversation")
     messages = [_message(turn) for turn in turns]
-    system = row.get("system") or ""
-    if not isinstance(system, str):
-        raise BadRow("text is not a string")
+    system = _text(row.get("system") or "")
     if system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     _check_order(messages)
@@ -107,19 +105,23 @@ def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("turn is not an object")
     role = turn.get("from", turn.get("role"))
-    text = turn.get("value", turn.get("content"))
     known = _ROLES.get(role.lower()) if isinstance(role, str) else None
     if known is None:
         raise BadRow("unknown role")
-    if not isinstance(text, str):
-        raise BadRow("text is not a string")
+    text = _text(turn.get("value", turn.get("content")))
     if not text.strip():
         raise BadRow("empty turn")
+    return {"role": known, "content": text}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRow("text is not a string")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:  # half a surrogate pair: no tokenizer and no file can hold it
         raise BadRow("text is not valid Unicode") from None
-    return {"role": known, "content": text}
+    return value
 
 
 def _check_order(messages: list[Message]) -> None:
@@ -131,4 +133,4 @@ def _check_order(messages: list[Message]) -> None:
 
 def _category(row: dict[str, Any]) -> str:
     found = next((row[key] for key in ("dataset", "category", "type") if isinstance(row.get(key), str)), "")
-    return found or "none"
+    return _text(found) or "none"

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import httpx
 
+from specdec.data.git import without_credentials
 from specdec.errors import DataError, TransientError
 from specdec.io import sha256_file
 
 SIGNATURE = b"version https://git-lfs.github.com/spec/v1"
 _TYPE = "application/vnd.git-lfs+json"
+# Of the server's answers, not of the network: trying again does not help.
+_WRONG_ANSWER = (httpx.TooManyRedirects, httpx.DecodingError, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def fetch_object(url: str, pointer: Pointer, out: Path, say: Callable[[str], Non
     elif url.startswith(("http://", "https://")):
         _download(url, pointer, out, say)
     else:
-        raise DataError(f"{url}: the data is in Git LFS, which needs an https:// URL or a local path here")
+        shown = without_credentials(url)
+        raise DataError(f"{shown}: the data is in Git LFS, which needs an https:// URL or a local path here")
     _check(pointer, out)
 
 
@@ -80,16 +84,27 @@ def _copy(repository: Path, pointer: Pointer, out: Path) -> None:
 
 def _download(url: str, pointer: Pointer, out: Path, say: Callable[[str], None]) -> None:
     timeout = httpx.Timeout(60.0, connect=15.0)
+    server = f"the Git LFS server of {without_credentials(url)}"
     try:
         with httpx.Client(timeout=timeout, follow_redirects=True) as client:
-            action = _locate(client, url, pointer)
-            _stream(client, action, pointer, out, say)
+            place = _locate(client, url, pointer)
+            _stream(client, place, pointer, out, say)
+    except _WRONG_ANSWER as error:
+        raise DataError(f"{server} gave an answer that leads nowhere: check clone_data.url ({error})") from None
     except httpx.TransportError as error:
-        raise TransientError(f"the Git LFS server of {url} could not be reached: {error}") from None
+        raise TransientError(f"{server} could not be reached: {error}") from None
 
 
-def _locate(client: httpx.Client, url: str, pointer: Pointer) -> dict[str, object]:
-    """Asks the batch API where the object can be downloaded: {"href", "header"}."""
+@dataclass(frozen=True)
+class _Place:
+    """Where an object can be downloaded, and the headers to send there."""
+
+    href: str
+    headers: dict[str, str]
+
+
+def _locate(client: httpx.Client, url: str, pointer: Pointer) -> _Place:
+    """Asks the batch API."""
     endpoint = f"{url.removesuffix('/').removesuffix('.git')}.git/info/lfs/objects/batch"
     body = {
         "operation": "download",
@@ -97,24 +112,28 @@ def _locate(client: httpx.Client, url: str, pointer: Pointer) -> dict[str, objec
         "objects": [{"oid": pointer.oid, "size": pointer.size}],
     }
     response = client.post(endpoint, json=body, headers={"Accept": _TYPE, "Content-Type": _TYPE})
-    _raise_for(response, url)
-    answer = response.json()["objects"][0]
-    if "error" in answer:
-        raise DataError(f"the Git LFS server of {url} has no object {pointer.oid[:12]}: {answer['error']}")
-    action: dict[str, object] = answer["actions"]["download"]
-    return action
+    shown = without_credentials(url)
+    _raise_for(response, shown)
+    try:
+        answer = response.json()["objects"][0]
+        if "error" in answer:
+            raise DataError(f"the Git LFS server of {shown} has no object {pointer.oid[:12]}: {answer['error']}")
+        action = answer["actions"]["download"]
+        headers = {str(k): str(v) for k, v in (action.get("header") or {}).items()}
+        return _Place(str(action["href"]), headers)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(
+            f"{shown} does not answer as a Git LFS server does: check clone_data.url, and that the repository "
+            "is public or its password is known"
+        ) from None
 
 
-def _stream(
-    client: httpx.Client, action: dict[str, object], pointer: Pointer, out: Path, say: Callable[[str], None]
-) -> None:
+def _stream(client: httpx.Client, place: _Place, pointer: Pointer, out: Path, say: Callable[[str], None]) -> None:
     have = out.stat().st_size if out.exists() else 0
     if have >= pointer.size:  # whole, or too long and so not ours: the check decides
         return
-    headers = {**action.get("header", {})}  # type: ignore[dict-item]
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with client.stream("GET", str(action["href"]), headers=headers) as response:
+    headers = place.headers | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", place.href, headers=headers) as response:
         _raise_for(response, "the Git LFS store")
         resumed = response.status_code == 206
         told = time.monotonic()

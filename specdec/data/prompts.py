@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jinja2 import TemplateError
+
 from specdec.data.conversations import Conversation, Message
 from specdec.errors import ModelError
 
@@ -68,7 +70,10 @@ def unique_short_prompts(
     max_prompt_tokens: int,
     count: PromptCount,
 ) -> Iterable[Prompt]:
-    """The prompts that are new and short enough; the others are counted."""
+    """The prompts that are new, short enough and accepted by the chat template; the others are counted.
+
+    length: the tokens of a prompt, or jinja2's TemplateError when the template refuses it (some take no system turn).
+    """
     seen: set[str] = set()
     for conversation in conversations:
         prompt = make_prompt(conversation, max_turns)
@@ -76,7 +81,11 @@ def unique_short_prompts(
             count.dropped["duplicate"] += 1
             continue
         seen.add(prompt.id)
-        tokens = length(prompt.messages)
+        try:
+            tokens = length(prompt.messages)
+        except TemplateError:
+            count.dropped["refused by the chat template"] += 1
+            continue
         if tokens > max_prompt_tokens:
             count.dropped["longer than max_prompt_tokens"] += 1
             continue

@@ -1,13 +1,14 @@
 """A dataset's file out of its git repository, whole and checked, with a record of where it came from."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from specdec.data.conversations import RowCount, read_conversations
-from specdec.data.git import Checkout, fetch
+from specdec.data.git import Checkout, fetch, without_credentials
 from specdec.data.lfs import Pointer, fetch_object, read_pointer
 from specdec.errors import DataError
 from specdec.io import replacing, sha256_file, sha256_json
@@ -58,15 +59,15 @@ def clone_file(
         digest, size = sha256_file(aside), aside.stat().st_size
     say(f"{count.rows:,} rows, {count.bad.total()} of them unusable, at commit {checkout.commit[:12]}")
     return Source(
-        url, revision, checkout.commit, file, digest, size, count.rows, dict(count.bad), count.bad_lines,
-        _licence(checkout),
+        without_credentials(url), revision, checkout.commit, file, digest, size, count.rows, dict(count.bad),
+        count.bad_lines, _licence(checkout),
     )  # fmt: skip
 
 
 def _fetch_lfs(url: str, pointer: Pointer, work: Path, out: Path, say: Callable[[str], None]) -> None:
     part = work / f"{pointer.oid}.part"  # stays when the download is interrupted, so that it goes on
     fetch_object(url, pointer, part, say)
-    part.replace(out)
+    shutil.move(part, out)  # not a rename: the work folder may be on another file system
 
 
 def _count(file: Path, name: str, max_bad_share: float) -> RowCount:

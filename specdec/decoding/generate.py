@@ -45,7 +45,7 @@ class Generation:
 
     @property
     def acceptance_length(self) -> float:
-        """1 + accepted / steps, as vLLM counts it; 1 when there was no step."""
+        """1 + accepted / steps; 1 when there was no step. As in vLLM, drafts behind the answer's end count too."""
         return 1 + self.accepted / max(1, self.steps)
 
 

@@ -1,10 +1,10 @@
 """The journal: every answered row, on the disk before it counts as answered.
 
-One JSONL file a fingerprint (settings, engine and base), so that answers under other settings never meet. Its
-first line is a header with the fingerprint; each further line is one answered or failed row, whole or absent.
-One writer: the file is locked as long as it is open, and the lock dies with the process. A line is handed to
-the system at once (a killed process loses nothing) and fsync'd in batches (a power cut loses a second or so,
-never a whole file).
+One JSONL file a fingerprint (settings, engine, base and `VERSION`), so that answers under other settings never
+meet. Its first line is a header with the fingerprint; each further line is one answered or failed row, whole or
+absent. One writer: the file is locked as long as it is open, and the lock dies with the process. A line is
+handed to the system at once (a killed process loses nothing) and fsync'd in batches (a power cut loses a second
+or so, never a whole file).
 """
 
 import fcntl
@@ -19,8 +19,11 @@ from typing import Any, BinaryIO, Self
 from specdec.errors import DataError, TransientError
 from specdec.io import dump_line, sha256_json
 
-FORMAT = 1
+FORMAT = 1  # of the file
+VERSION = 1  # of what a request means: raise it when a change in the code makes old answers wrong
 ROWS_PER_SYNC, SECONDS_PER_SYNC = 64, 1.0
+
+Place = tuple[int, int]  # a line's offset and length in bytes
 
 
 class Journal:
@@ -29,7 +32,7 @@ class Journal:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.path = path
         self._file = file
-        self._answered: dict[str, int] = {}  # id -> offset of its line: memory holds no rows
+        self._answered: dict[str, Place] = {}  # memory holds no rows
         self._failed: dict[str, str] = {}  # id -> kind of the last failure
         self._unsynced, self._synced_at = 0, time.monotonic()
 
@@ -39,13 +42,14 @@ class Journal:
 
         Raises TransientError where another process writes it, DataError where it is damaged or another's.
         """
-        fingerprint = sha256_json(settings)
+        meaning = {"version": VERSION, "settings": dict(settings)}
+        fingerprint = sha256_json(meaning)
         path = folder / f"{fingerprint[:16]}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path)
         try:
             journal = cls(file, path)
-            journal._load({"journal": FORMAT, "fingerprint": fingerprint, "settings": dict(settings)})
+            journal._load({"journal": FORMAT, "fingerprint": fingerprint, **meaning})
         except BaseException:
             file.close()
             raise
@@ -76,8 +80,8 @@ class Journal:
 
     def row(self, row_id: str) -> dict[str, Any]:
         """An answered row, read from the disk. Raises KeyError."""
-        self._file.seek(self._answered[row_id])
-        row: dict[str, Any] = json.loads(self._file.readline())["row"]
+        offset, length = self._answered[row_id]
+        row: dict[str, Any] = json.loads(os.pread(self._file.fileno(), length, offset))["row"]
         return row
 
     def answered(self, row: Mapping[str, Any]) -> None:
@@ -92,8 +96,8 @@ class Journal:
         self._append({"id": row_id, "failed": {"kind": kind, "message": message}})
         self._failed[row_id] = kind
 
-    def _append(self, entry: Mapping[str, Any]) -> int:
-        """Writes one line with one call; returns its offset."""
+    def _append(self, entry: Mapping[str, Any]) -> Place:
+        """Writes one line with one call; returns where it is."""
         offset = self._file.seek(0, os.SEEK_END)
         line = dump_line(entry).encode()
         if self._file.write(line) != len(line):  # a full disk may take half of it; the next start cuts that off
@@ -101,7 +105,7 @@ class Journal:
         self._unsynced += 1
         if self._unsynced >= ROWS_PER_SYNC or time.monotonic() - self._synced_at > SECONDS_PER_SYNC:
             self._sync()
-        return offset
+        return offset, len(line)
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -116,19 +120,19 @@ class Journal:
                 if entry is None:
                     _refuse_if_more(lines, self.path, number)
                     break
-                self._index(entry, whole, header, number)
+                self._index(entry, (whole, len(line)), header, number)
                 whole += len(line)
         self._file.truncate(whole)
         if whole == 0:
             self._append(header)
             self._sync()
 
-    def _index(self, entry: Mapping[str, Any], offset: int, header: Mapping[str, Any], number: int) -> None:
+    def _index(self, entry: Mapping[str, Any], place: Place, header: Mapping[str, Any], number: int) -> None:
         if number == 1:
             if entry.get("fingerprint") != header["fingerprint"] or entry.get("journal") != FORMAT:
                 raise DataError(f"{self.path} is the journal of other settings or another base: move it away")
         elif "row" in entry:
-            self._answered[entry["id"]] = offset
+            self._answered[entry["id"]] = place
             self._failed.pop(entry["id"], None)
         elif "failed" in entry and entry["id"] not in self._answered:
             self._failed[entry["id"]] = entry["failed"]["kind"]

@@ -78,7 +78,7 @@ def _rows(journal: Journal, prompts: Iterable[Prompt], statistics: DataStatistic
         if prompt["id"] not in journal:
             statistics.missing += 1
             continue
-        row = journal.row(prompt["id"])
+        row = {**journal.row(prompt["id"]), "id": prompt["id"], "category": prompt["category"]}
         statistics.add(row)
         yield row
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -60,17 +61,7 @@ class Target:
         folder = Path(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         identity = identify(folder)
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from None
+        model = _load_model(folder, getattr(torch, dtype))
         target = cls(model.to(device), load_tokenizer(folder), identity, folder.name)
         target.check_logits()
         return target
@@ -142,8 +133,34 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer; raises ModelError when there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} holds no tokenizer that transformers can load: {first_line(error)}") from None
+    except Exception as error:  # a broken file raises whatever its reader stumbles over, a bare Exception too
+        raise ModelError(f"{folder} holds no tokenizer that transformers can load: {first_line(error)}") from error
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The checkpoint's model, every weight of it from the file. Raises ModelError."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # a broken config or weight file raises whatever its reader stumbles over
+        raise ModelError(f"{folder} cannot be loaded as a causal language model: {_why(error)}") from error
+    wrong = sorted(map(str, {*told["missing_keys"], *told["mismatched_keys"]}))
+    if wrong:  # transformers fills them in at random
+        raise ModelError(
+            f"{folder} is no complete causal language model: {len(wrong)} weights that its config.json asks for are "
+            f"missing or of another shape ({', '.join(wrong[:3])}); fetch it again, or choose another base"
+        )
+    return model
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, SafetensorError):
+        return f"its weights are cut short, damaged or a Git LFS pointer; fetch them again ({first_line(error)})"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -33,8 +33,8 @@ def version_tags(
 _ENDS = ("value", "low", "high")
 
 
-def model_card(model: str, drafter: str, tags: dict[str, str], figures: Figures) -> str:
-    """Markdown for the version's page."""
+def model_card(model: str, drafter: str, tags: dict[str, str], figures: Figures, run_id: str) -> str:
+    """Markdown for the version's page. run_id: the drafter's run, which holds the report of these figures."""
     base = tags.get("specdec.base.name", "its base")
     lossless = "equal to plain decoding" if figures.lossless else "NOT equal to plain decoding"
     return f"""\
@@ -49,7 +49,10 @@ Method `{tags["specdec.method"]}`. Measured on held-out prompts, with confidence
 | greedy output | {lossless} |
 
 Load it: `mlflow.pyfunc.load_model("models:/{model}@champion").predict(["..."])`.
-Serve it: `artifacts/drafter` is the checkpoint that vLLM loads. The report is in `artifacts/evaluation`.
+Serve it: `artifacts/drafter` is the checkpoint that vLLM loads.
+
+The report of these figures is in the artifacts of run `{run_id}`, under `report`; a later evaluation replaces
+it. `artifacts/evaluation`, inside the model, is the report as it was when this version was registered.
 
 | lineage | |
 |---|---|

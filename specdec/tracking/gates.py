@@ -56,11 +56,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is served now; acceptance_length is None when its tags do not tell."""
+    """The version that is served now; None stands for what its tags do not tell."""
 
     version: str
-    acceptance_length: float | None
+    speedup: float | None
     conditions: str | None
+    identity: str | None
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A drafter's version with its figures."""
+    """A drafter's version with its figures. identity: hash of the drafter, however the version packs it."""
 
     drafter: str
     version: str
+    identity: str
     figures: Figures
 
 
@@ -102,8 +104,9 @@ class Decision:
 def decide(candidates: list[Candidate], settings: Register, champion: Champion | None) -> list[Decision]:
     """One decision a candidate, in the same order; at most one is promoted.
 
-    Of those that pass every gate, the one with the highest speedup. A champion is never taken down by its own
-    later figures: only a better version replaces it.
+    Of those that pass every gate, the one with the highest speedup; the champion is beaten by speedup, too. It
+    is never taken down by its own later figures: only a better version replaces it, or the same drafter packed
+    in another way.
     """
     gates = [check(c, settings, champion) for c in candidates]
     passing = [c for c, g in zip(candidates, gates, strict=True) if all(x.passed for x in g)]
@@ -121,7 +124,7 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
     ]
     rival = _rival(candidate, champion)
     if rival is not None:
-        value = figures.acceptance_length.value
+        value = figures.speedup.value
         gates.append(Gate("better_than_champion", value, rival, value > rival))
     return gates
 
@@ -131,10 +134,10 @@ def _floor(gate: str, low: float | None, needed: float) -> Gate:
 
 
 def _rival(candidate: Candidate, champion: Champion | None) -> float | None:
-    """The champion's acceptance length, where it can be compared; None where there is nothing to beat."""
-    if champion is None or champion.version == candidate.version:
+    """The champion's speedup, where it can be compared; None where there is nothing to beat."""
+    if champion is None or champion.version == candidate.version or champion.identity == candidate.identity:
         return None
-    return champion.acceptance_length if champion.conditions == candidate.figures.conditions else None
+    return champion.speedup if champion.conditions == candidate.figures.conditions else None
 
 
 def _decision(
@@ -160,11 +163,13 @@ def _why_promoted(candidate: Candidate, champion: Champion | None, reigns: bool)
         return "is the champion, and passes every gate"
     if champion is None:
         return "passes every gate; the first champion"
+    if champion.identity == candidate.identity:
+        return f"passes every gate; the drafter of version {champion.version}, packed in another way"
     if _rival(candidate, champion) is None:
         return f"passes every gate; version {champion.version} was measured on another base or other prompts"
     return (
-        f"passes every gate; its acceptance length {candidate.figures.acceptance_length.value:.3f} beats "
-        f"{champion.acceptance_length:.3f} of version {champion.version}"
+        f"passes every gate; its speedup {candidate.figures.speedup.value:.3f} beats "
+        f"{champion.speedup:.3f} of version {champion.version}"
     )
 
 

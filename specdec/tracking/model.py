@@ -3,6 +3,7 @@
 Each step can be killed: a model is found by its content, and used only when MLflow calls it READY.
 """
 
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -15,8 +16,9 @@ from specdec.errors import ModelError
 from specdec.io import sha256_file, sha256_json, write_json
 from specdec.tracking.lineage import read_json
 from specdec.tracking.store import Store, speaking
+from specdec.tracking.values import UNFINISHED
 
-CONTENT = "specdec.content"
+CONTENT, IDENTITY = "specdec.content", "specdec.identity"
 CHECKPOINT = ("config.json", "model.safetensors")
 _REQUIREMENTS = (
     "mlflow",
@@ -32,6 +34,7 @@ _REQUIREMENTS = (
     "filelock",
     "psutil",
 )
+_left_out = shutil.ignore_patterns("__pycache__", "*.pyc", UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,16 @@ class Package:
         """The base's `specdec.json`."""
         return read_json(self.base / "specdec.json")
 
-    def content(self) -> str:
-        """sha256 over the checkpoint's bytes and the base's identity: same content, same version."""
+    @functools.cached_property  # the weights are read once
+    def identity(self) -> str:
+        """sha256 over the checkpoint's bytes and the base's identity: the drafter, however it is packed."""
         files = {name: _digest(self.checkpoint / name) for name in CHECKPOINT}
         return sha256_json({"files": files, "base": self.provenance.get("identity")})
+
+    def content(self) -> str:
+        """sha256 over the drafter and all that decides how its model loads: same content, same version."""
+        packed = {"bundle_base": self.bundle_base, "dtype": self.dtype}
+        return sha256_json({"drafter": self.identity, **packed})
 
 
 def _digest(file: Path) -> str:
@@ -142,7 +151,7 @@ def _artifacts(folder: Path, package: Package) -> dict[str, str]:
     if package.bundle_base:
         parts["base"] = package.base
     for name, source in parts.items():
-        shutil.copytree(source, folder / name, copy_function=_link)
+        shutil.copytree(source, folder / name, copy_function=_link, ignore=_left_out)
     base = package.provenance
     reference = {key: base.get(key) for key in ("name", "source", "revision", "identity")}
     write_json(folder / "base.json", {**reference, "path": str(package.base.resolve()), "dtype": package.dtype})
@@ -162,7 +171,7 @@ def _code(folder: Path) -> Path:
     """The `specdec` package as it is now, without caches."""
     package = Path(__file__).resolve().parents[1]
     target = folder / "code" / package.name
-    shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copytree(package, target, ignore=_left_out)
     return target
 
 

@@ -72,20 +72,21 @@ def _version(
     metrics = read_json(measured)
     figures = Figures.parse(metrics, _conditions(params, package, root), str(measured))
     tags = card.version_tags(drafter, read_json(package.checkpoint / "specdec.json"), figures, lineage(root))
-    tags[model.CONTENT] = content
+    tags |= {model.CONTENT: content, model.IDENTITY: package.identity}
     trained = read_json(root / "metrics" / "train" / f"{drafter}.json").get("mlflow_run")
     with drafter_run(drafter, params, trained) as run:
         if run.run_id != trained:  # the run of the training is in another store: this one gets the figures
             run.log_metrics({"evaluate": metrics})
+        run.log_artifacts(package.evaluation, "report")  # DVC may have restored it without an evaluation here
         version = _find_version(store, name, package, content)
         if version is None:
             version = _new_version(store, name, run, package, tags, figures, say)
         else:
             say(f"{drafter}: the same bytes are version {version} of {name} already")
-            _refresh(store, name, version, tags, card.model_card(name, drafter, tags, figures))
+            _refresh(store, name, version, tags, card.model_card(name, drafter, tags, figures, run.run_id))
         run.set_tags({"specdec.model": name, "specdec.version": version, model.CONTENT: content})
         receipt = {"version": version, "run_id": run.run_id, "content": content}
-    return Candidate(drafter, version, figures), receipt
+    return Candidate(drafter, version, tags[model.IDENTITY], figures), receipt
 
 
 def _find_version(store: Store, name: str, package: model.Package, content: str) -> str | None:
@@ -125,7 +126,7 @@ def _new_version(
             source=f"models:/{model_id}",
             run_id=run.run_id,
             tags=tags,
-            description=card.model_card(name, package.drafter, tags, figures),
+            description=card.model_card(name, package.drafter, tags, figures, run.run_id),
             model_id=model_id,
         )
     say(f"{package.drafter}: registered as version {made.version} of {name}")
@@ -161,8 +162,10 @@ def _champion(store: Store, name: str) -> Champion | None:
         return None
     with speaking(store.location):
         tags = store.client.get_model_version(name, version).tags
-    length = tags.get("specdec.acceptance_length.value")
-    return Champion(version, float(length) if length else None, tags.get("specdec.conditions"))
+    speedup = tags.get("specdec.speedup.value")
+    return Champion(
+        version, float(speedup) if speedup else None, tags.get("specdec.conditions"), tags.get(model.IDENTITY)
+    )
 
 
 def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None:

@@ -3,13 +3,14 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from specdec.errors import TransientError
 from specdec.tracking.store import Store, speaking
-from specdec.tracking.values import name_of, numbers, parameters, redact, shorten
+from specdec.tracking.values import UNFINISHED, name_of, numbers, parameters, redact, shorten
 
 _FLUSH_SECONDS = 2.0  # a page that is open shows figures at most this late
 _PARAMS_A_CALL = 100  # MLflow's limits
@@ -75,9 +76,11 @@ class DrafterRun:
                 self._store.client.log_batch(self.run_id, tags=tags[start : start + _PARAMS_A_CALL])
 
     def log_artifacts(self, folder: Path, artifact_path: str) -> None:
-        """Copies every file of `folder` to `artifact_path` in the run."""
+        """Copies every file of `folder` to `artifact_path` in the run, but none that a killed writer left."""
         with speaking(self._store.location):
-            self._store.client.log_artifacts(self.run_id, os.fspath(folder), artifact_path)
+            for file in _finished_files(folder):
+                place = PurePosixPath(artifact_path) / file.parent.relative_to(folder)
+                self._store.client.log_artifact(self.run_id, os.fspath(file), place.as_posix())
 
     def flush(self) -> None:
         """Sends what waits. Raises TransientError when MLflow does not answer; nothing is dropped then."""
@@ -96,3 +99,10 @@ class DrafterRun:
             if not self._away:
                 print(f"specdec: {error}; figures are kept and sent later", file=sys.stderr, flush=True)
             self._away = True
+
+
+def _finished_files(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.rglob("*")):
+        unfinished = any(fnmatch(part, UNFINISHED) for part in file.relative_to(folder).parts)
+        if file.is_file() and not unfinished:
+            yield file

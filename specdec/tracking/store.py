@@ -33,6 +33,13 @@ _QUIET = {
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
+_NAME = r"[^\s?&;#=]{0,99}"
+_SECRETS = (
+    # After a colon anything up to the last `@` can be a password; without one, a user ends before the path.
+    re.compile(r"://(?P<secret>[^\s/:]*:\S*|[^\s/]*)@"),
+    re.compile(rf"[?&;#]{_NAME}(?:pass|pwd|token|key|secret|auth|credential|sig){_NAME}=(?P<secret>[^\s&]+)", re.I),
+)
+
 
 @dataclass(frozen=True)
 class Location:
@@ -113,8 +120,17 @@ def speaking(location: Location) -> Iterator[None]:
 
 
 def hide_credentials(text: str) -> str:
-    """`scheme://user:password@host` becomes `scheme://***@host`, anywhere in a text."""
-    return re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1***@", text)
+    """`scheme://user:password@host` becomes `scheme://***@host`, and `?token=x` `?token=***`, anywhere in a text.
+
+    A password may hold `/`, `@` or `?` as they are, so where a URL can be read in two ways, more is hidden.
+    """
+    spans = sorted(m.span("secret") for pattern in _SECRETS for m in pattern.finditer(text))
+    shown, end = "", 0
+    for start, stop in spans:
+        if start >= end:  # two that overlap are one
+            shown += text[end:start] + "***"
+        end = max(end, stop)
+    return shown + text[end:]
 
 
 def _experiment(client: Any, location: Location) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec.tracking.store import hide_credentials
 
+UNFINISHED = ".*.part"  # the name of what a killed writer leaves (`specdec.io.replacing`): never stored
 LONGEST_VALUE = 500  # characters: what every MLflow back end takes as a parameter
 _LONGEST_NAME = 250
 _SECRET_NAME = re.compile(r"(^|[_.-])(api_?key|secret|password|passwd|(hf|auth|access|api)_?token)$", re.I)

@@ -4,13 +4,14 @@ The Trainer writes a checkpoint file by file. When the last file is on the disk 
 was torn by a kill and is removed before resuming.
 """
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback, TrainerState
 
 from specdec.io import sync, write_text
 
@@ -30,11 +31,23 @@ class MarkComplete(TrainerCallback):
 
 def last_complete(work: Path, say: Callable[[str], None]) -> str | None:
     """The newest whole checkpoint of a work folder; torn ones are removed, with a line that says so."""
-    found = {}
+    whole = []
     for folder in work.glob("checkpoint-*"):
-        if not (folder / _MARK).exists():
+        if (folder / _MARK).exists():
+            whole.append(str(folder))
+        else:
             say(f"{folder.name} was torn by an interruption: ignored")
             shutil.rmtree(folder)
-        elif match := re.fullmatch(r"checkpoint-(\d+)", folder.name):
-            found[int(match[1])] = folder
-    return str(found[max(found)]) if found else None
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: str) -> int:
+    """`.../checkpoint-40` -> 40."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def load_best(drafter: nn.Module, last: Path) -> None:
+    """Loads the best checkpoint that the last one of a finished training names."""
+    best = TrainerState.load_from_json(str(last / "trainer_state.json")).best_model_checkpoint
+    # By its name alone: the folder may have been moved since.
+    drafter.load_state_dict(load_file(last.with_name(Path(best or last).name) / "model.safetensors"))

@@ -13,8 +13,10 @@ from specdec.data.packing import PackedRow
 from specdec.drafters import Drafter
 from specdec.errors import DataError
 from specdec.targets import Target
-from specdec.training.checkpoints import MarkComplete, last_complete
+from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
 from specdec.training.trainer import DrafterTrainer, EvaluateLast, LogFunction, validate
+
+LOG_STEPS = 10  # at most: a short run logs ten times
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ def train(
     resume = last_complete(work, say) if work.exists() else None
     if resume:
         say(f"going on from {Path(resume).name}")
-    steps = int(trainer.train(resume_from_checkpoint=resume).global_step)
+    if resume and step_of(resume) >= trainer.args.max_steps:
+        load_best(drafter, Path(resume))  # the Trainer would take one step more
+    else:
+        trainer.train(resume_from_checkpoint=resume)
     metrics = validate(target, drafter, validation_rows, settings.rows_per_step)
-    return TrainingResult(metrics, steps)
+    return TrainingResult(metrics, trainer.args.max_steps)
 
 
 def _trainer(
@@ -81,7 +86,7 @@ def _trainer(
         save_steps=settings.save_steps,
         eval_strategy="steps",
         eval_steps=settings.save_steps,
-        logging_steps=settings.log_steps,
+        logging_steps=max(1, min(LOG_STEPS, steps // LOG_STEPS)),
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="acceptance_length",
@@ -91,6 +96,8 @@ def _trainer(
         disable_tqdm=True,
         report_to=[],
     )
+    # Several GPUs are for several processes (torchrun); in one process the Trainer would split the batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     trainer = DrafterTrainer(
         target,
         _Told(on_log, steps, say),

@@ -56,11 +56,15 @@ def test_the_committed_settings_are_valid() -> None:
         ("drafters", {}, "drafters: "),
         ("synthesize.sampling.top_p", 0.5, "synthesize.sampling: top_p has no effect at temperature 0"),
         ("synthesize.max_model_len", 64, "synthesize.max_model_len is 64, below"),
-        ("prepare_prompts.test_share", 1.0, "validation_share + test_share must be below 1"),
+        ("prepare_prompts.test_share", 0.95, "validation_share + test_share must be below 1"),
         ("fetch_base.revision", "main", "`revision` must be null"),
         ("fetch_base.source", "org/model", "the section `embedded` goes with"),
         ("clone_data.url", "__delete__", "clone_data.url: missing"),
         ("clone_data.url", "https://me:secret@host/x", "clone_data.url: "),
+        ("clone_data.url", "https://ghp_secret@github.com/me/data", "clone_data.url: "),
+        ("synthesize.engine_args", ["--api-key=secret"], "synthesize.engine_args: a key here ends up"),
+        ("drafters.medusa.training.epochs", float("inf"), "drafters.medusa.training.epochs: "),
+        ("prepare_prompts.validation_share", 0.0, "prepare_prompts.validation_share: "),
         ("evaluate.confidence", True, "evaluate.confidence: "),
     ],
 )
@@ -73,12 +77,15 @@ def test_bad_settings_are_refused_by_the_path_of_the_key(tmp_path: Path, key: st
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     file = change(tmp_path, "drafters.medusa.training.seed", 7)
-    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    file.write_text(file.read_text().replace("learning_rate: 0.002", "learning_rate: 1e-3"))
     assert load_params(file).drafters["medusa"].training.learning_rate == 1e-3
 
 
 def test_no_file_and_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not there: run this in the root"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: {b: 1}\nc: 2\na: {b: 2}\n")
+    with pytest.raises(ConfigError, match="the key 'a' stands twice"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is not YAML"):
@@ -88,9 +95,19 @@ def test_no_file_and_no_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", profile_names(ROOT / "profiles"))
 def test_every_profile_gives_valid_settings(tmp_path: Path, name: str) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    params = use_profile(name, tmp_path / "params.yaml", ROOT / "profiles")
-    assert load_params(tmp_path / "params.yaml") == params
-    assert params.fetch_base.source != "embedded"
+    assert use_profile(name, tmp_path / "params.yaml", ROOT / "profiles")
+    assert load_params(tmp_path / "params.yaml").fetch_base.source != "embedded"
+
+
+def test_what_a_profile_wrote_keeps_its_edits(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", file)
+    use_profile("tinyllama-daring-anteater", file, ROOT / "profiles")
+    file.write_text(file.read_text().replace("revision: main", "revision: 3f2c"))
+    assert not use_profile("tinyllama-daring-anteater", file, ROOT / "profiles")
+    assert load_params(file).clone_data.revision == "3f2c"
+    assert use_profile("qwen2.5-7b-daring-anteater", file, ROOT / "profiles")
+    assert load_params(file).clone_data.revision == "main"
 
 
 def test_a_profile_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
@@ -110,6 +127,11 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     read = Environment.read()
     assert read.concurrency == 7
     assert "very" not in repr(read)
+    monkeypatch.setenv("SPECDEC_SERVER_URL", "http://user:hunter2@localhost:8000")
+    with pytest.raises(ConfigError, match="SPECDEC_SERVER_URL holds a name or a password") as caught:
+        Environment.read()
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.delenv("SPECDEC_SERVER_URL")
     monkeypatch.setenv("SPECDEC_CONCURRENCY", "many")
     with pytest.raises(ConfigError, match="SPECDEC_CONCURRENCY is 'many'"):
         Environment.read()

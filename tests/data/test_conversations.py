@@ -51,6 +51,7 @@ BAD = {
     "roles out of order": json.dumps({"messages": [{"role": "assistant", "content": "hi"}]}),
     "text is not valid Unicode": json.dumps(anteater("\ud800")),
 }
+NO_UNICODE = [anteater("Q", system="a\udc00"), anteater("Q", dataset="\ud800"), {**anteater("Q"), "type": "\ud800"}]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -58,6 +59,18 @@ def test_bad_rows_are_named(kind: str) -> None:
     with pytest.raises(BadRow) as caught:
         parse_line(BAD[kind].encode())
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("row", NO_UNICODE)
+def test_half_a_surrogate_anywhere(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="text is not valid Unicode"):
+        parse_line(json.dumps(row).encode())
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_nested_beyond_reason(opening: bytes) -> None:
+    with pytest.raises(BadRow, match="not JSON"):
+        parse_line(opening * 200_000)
 
 
 def test_bad_rows_are_counted_and_listed_by_line(tmp_path: Path) -> None:

@@ -202,7 +202,34 @@ def test_publish_leaves_the_same_and_replaces_the_old(
     assert repo.stat().st_ino == inode
     monkeypatch.setattr(repository, "fingerprint", lambda: "0" * 64)
     assert pydocs.publish(repo) != first
-    assert os.listdir(tmp_path) == ["repo"]
+    assert sorted(os.listdir(tmp_path)) == ["repo", "repo.lock"]
+
+
+TWICE = """
+import json, sys, time
+from pathlib import Path
+from specdec.data.pydocs import repository
+
+def slowly():
+    with open("built", "a") as file:
+        file.write("x")
+    time.sleep(2)
+    return iter(json.loads(sys.argv[1]))
+
+repository.conversations = slowly
+print(repository.publish(Path("repo")), Path("repo").stat().st_ino)
+"""
+
+
+def test_of_two_processes_one_waits_and_finds_it_done(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", TWICE, json.dumps(FEW)]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    first, second = (process.communicate(timeout=60)[0] for process in both)
+    assert first == second != ""
+    assert (tmp_path / "built").read_text() == "x"
 
 
 def test_publish_interrupted_leaves_what_was_there(
@@ -218,7 +245,7 @@ def test_publish_interrupted_leaves_what_was_there(
     for name in ("repo", "new"):
         with pytest.raises(KeyboardInterrupt):
             pydocs.publish(tmp_path / name)
-    assert os.listdir(tmp_path) == ["repo"]
+    assert sorted(os.listdir(tmp_path)) == ["new.lock", "repo", "repo.lock"]
     monkeypatch.undo()
     assert pydocs.publish(tmp_path / "repo") == first
 

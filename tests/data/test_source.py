@@ -1,50 +1,27 @@
 """Cloning: pinned, whole, with Git LFS; and what a user meets when something is wrong."""
 
+import errno
 import hashlib
 import json
-import subprocess
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specdec.data.lfs import Pointer, fetch_object
 from specdec.data.source import Source, clone_file
-from specdec.errors import DataError, TransientError
-
-ROWS = "".join(json.dumps({"conversations": [{"from": "User", "value": f"q{i}"}]}) + "\n" for i in range(50)).encode()
-CARD = b"---\nlicense: cc-by-4.0\n---\n# Data\n"
-
-
-def git(repository: Path, *command: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", *identity, *command], cwd=repository, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit(repository: Path, content: bytes, message: str = "data") -> str:
-    (repository / "train.jsonl").write_bytes(content)
-    git(repository, "add", "-A")
-    git(repository, "commit", "-qm", message)
-    return git(repository, "rev-parse", "HEAD")
+from specdec.errors import DataError, SpecdecError, TransientError
+from tests.data.repositories import ROWS, commit, git
 
 
 def pointer_text(content: bytes) -> bytes:
     oid = hashlib.sha256(content).hexdigest()
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    (folder / "README.md").write_bytes(CARD)
-    commit(folder, ROWS)
-    return folder
 
 
 Clone = Callable[..., Source]
@@ -139,6 +116,31 @@ def test_lfs_from_a_local_store(repository: Path, clone: Clone, tmp_path: Path) 
     assert (tmp_path / "out.jsonl").read_bytes() == ROWS
 
 
+def test_lfs_content_moves_to_another_file_system(
+    repository: Path, clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(repository, pointer_text(ROWS), "lfs")
+    oid = hashlib.sha256(ROWS).hexdigest()
+    stored = repository / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(ROWS)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, _within_a_folder(getattr(os, name)))
+    assert clone(repository).sha256 == oid
+    assert (tmp_path / "out.jsonl").read_bytes() == ROWS
+
+
+def _within_a_folder(move: Callable[..., None]) -> Callable[..., None]:
+    """As if every folder were a file system of its own."""
+
+    def call(source: Any, target: Any, **more: Any) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        move(source, target, **more)
+
+    return call
+
+
 @dataclass
 class LfsServer:
     """A batch API and its store; `fail_after` breaks the connection after so many bytes, once."""
@@ -147,6 +149,7 @@ class LfsServer:
     objects: dict[str, bytes] = field(default_factory=dict)
     fail_after: int | None = None
     status: int = 200
+    answer: bytes | None = None  # instead of the batch API's own
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -167,8 +170,9 @@ def lfs() -> Iterator[LfsServer]:
                 where = {"href": f"{state.url}/store/{asked['oid']}", "header": header}
                 answer = {"oid": asked["oid"], "actions": {"download": where}}
             self.send_response(state.status)
+            self.send_header("Location", self.path)
             self.end_headers()
-            self.wfile.write(json.dumps({"objects": [answer]}).encode())
+            self.wfile.write(state.answer or json.dumps({"objects": [answer]}).encode())
 
         def do_GET(self) -> None:
             assert self.headers["X-Store"] == "yes"
@@ -214,3 +218,43 @@ def test_lfs_over_http_refusals(lfs: LfsServer, tmp_path: Path) -> None:
     lfs.status = 403
     with pytest.raises(DataError, match="refused the Git LFS request with 403"):
         fetch_object(f"{lfs.url}/data", pointer, tmp_path / "part", print)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>Please sign in</html>",
+        b"\xff",
+        b"[]",
+        b'{"objects": []}',
+        b'{"objects": [null]}',
+        b'{"objects": [{"oid": "0"}]}',
+        b'{"objects": [{"actions": {"download": {"header": {}}}}]}',
+        b'{"objects": [{"actions": {"download": "here"}}]}',
+    ],
+)
+def test_lfs_answers_of_something_else(lfs: LfsServer, tmp_path: Path, answer: bytes) -> None:
+    lfs.answer = answer
+    with pytest.raises(DataError, match="does not answer as a Git LFS server does"):
+        fetch_object(f"{lfs.url}/data", Pointer("0" * 64, 3), tmp_path / "part", print)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "ftp://example.org/x", "http://[::bad"])
+def test_lfs_places_that_are_none(lfs: LfsServer, tmp_path: Path, place: str) -> None:
+    lfs.answer = json.dumps({"objects": [{"actions": {"download": {"href": place, "header": None}}}]}).encode()
+    with pytest.raises(DataError, match="leads nowhere"):
+        fetch_object(f"{lfs.url}/data", Pointer("0" * 64, 3), tmp_path / "part", print)
+
+
+def test_lfs_redirects_in_a_circle(lfs: LfsServer, tmp_path: Path) -> None:
+    lfs.status = 307
+    with pytest.raises(DataError, match="leads nowhere"):
+        fetch_object(f"{lfs.url}/data", Pointer("0" * 64, 3), tmp_path / "part", print)
+
+
+def test_lfs_never_prints_a_password(lfs: LfsServer, tmp_path: Path) -> None:
+    url = lfs.url.replace("://", "://me:secret@")
+    for lfs.status, lfs.answer in ((200, None), (200, b"<html>"), (403, None), (503, None), (307, None)):
+        with pytest.raises(SpecdecError) as caught:
+            fetch_object(f"{url}/data", Pointer("0" * 64, 3), tmp_path / "part", print)
+        assert "secret" not in str(caught.value)

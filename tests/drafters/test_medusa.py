@@ -9,28 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specdec.config import MedusaSettings
 from specdec.drafters import Features, Medusa, load_drafter, new_drafter
 from specdec.errors import ModelError
 from specdec.targets import Target
+from tests.settings import medusa_settings
 from tests.tiny import write_base
 
-SETTINGS = MedusaSettings.model_validate(
-    {
-        "method": "medusa",
-        "num_heads": 3,
-        "num_layers": 2,
-        "training": {
-            "epochs": 1.0, "learning_rate": 1e-3, "max_length": 64, "rows_per_step": 2, "save_steps": 5, "seed": 0
-        },
-    }
-)  # fmt: skip
+SETTINGS = medusa_settings(num_heads=3, num_layers=2)
 
 
 def features(hidden_size: int = 64, seed: int = 0) -> Features:
-    """Two packed rows: (prompt 4, answer 6, prompt 3, answer 5, padding 2) and one long document."""
+    """Packed rows: (prompt 4, answer 6, prompt 3, answer 5, padding 2), and two documents, the second all answer."""
     generator = torch.Generator().manual_seed(seed)
-    documents = torch.tensor([[0] * 10 + [1] * 8 + [-1] * 2, [0] * 20])
+    documents = torch.tensor([[0] * 10 + [1] * 8 + [-1] * 2, [0] * 12 + [1] * 8])
     mask = torch.tensor([[0] * 4 + [1] * 6 + [0] * 3 + [1] * 5 + [0] * 2, [0] * 5 + [1] * 15]).bool()
     ids = torch.randint(6, 200, (2, 20), generator=generator)
     return Features(ids, mask, documents, torch.randn(2, 20, hidden_size, generator=generator))

@@ -276,6 +276,25 @@ def test_nothing_is_left_behind_when_it_is_killed(toy: Toy) -> None:
     assert sorted(parents(toy)) == ["FINISHED", "KILLED"]
 
 
+def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_holds_nothing(toy: Toy) -> None:
+    first = start_endless(toy)
+    try:
+        code, output = toy.run()
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    assert code == 75, output
+    assert output.splitlines() == [
+        f"specdec: error: another run is going on in this folder (pid {first.pid}): wait for it, or stop it"
+    ]
+    check_nothing_writes(toy)
+    toy.stages(quick=stage("quick"))
+    code, output = toy.run()
+    assert code == 0, output
+    assert not (toy.root / ".specdec/run.pid").exists()
+
+
 def start_endless(toy: Toy) -> "subprocess.Popen[str]":
     """A flow whose first stage never ends."""
     toy.stages(endless=stage("endless", cmd=STUBBORN), later=stage("later", "endless"))

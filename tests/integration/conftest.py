@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.settings import medusa
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "flows", "stages", "specdec", "profiles")
 
@@ -27,6 +29,7 @@ SMALL: dict[str, Any] = {
     },
     "synthesize": {
         "engine": "transformers",
+        "engine_args": [],
         "dtype": "float32",
         "max_model_len": 128,
         "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 12},
@@ -43,13 +46,6 @@ SMALL: dict[str, Any] = {
     # Random weights promise no speedup: what is tested is the path.
     "register": {"model_name": None, "bundle_base": True, "min_acceptance_length": 1.0, "min_speedup": 0.0},
 }
-
-
-def medusa(**changes: Any) -> dict[str, Any]:
-    training = {
-        "epochs": 2.0, "learning_rate": 1e-3, "max_length": 128, "rows_per_step": 2, "save_steps": 5, "seed": 0
-    }  # fmt: skip
-    return {"method": "medusa", "num_heads": 2, "num_layers": 1, "training": training | changes}
 
 
 @dataclass
@@ -112,7 +108,7 @@ def make_project(root: Path, base: Path, dataset: Path) -> Project:
     project.params(
         clone_data={"url": str(dataset), "revision": "main", "file": "train.jsonl", "max_bad_share": 0.0},
         fetch_base={"source": str(base), "revision": None},
-        drafters={"medusa": medusa(), "wide": medusa(seed=1)},
+        drafters={"medusa": medusa(max_length=128), "wide": medusa(max_length=128, seed=1)},
         **SMALL,
     )
     return project

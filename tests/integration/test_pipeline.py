@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, Project, make_project, medusa
+from tests.integration.conftest import ROOT, Project, make_project
+from tests.settings import medusa
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,9 @@ def test_a_second_run_runs_nothing(project: Project) -> None:
 
 def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project: Project) -> None:
     registry = load(project, "registry.json")["versions"]
-    project.params(drafters={"medusa": medusa(), "wide": medusa(seed=1, learning_rate=2e-3)})
+    project.params(
+        drafters={"medusa": medusa(max_length=128), "wide": medusa(max_length=128, seed=1, learning_rate=2e-3)}
+    )
     code, output = project.run("dvc", "repro")
     assert code == 0, output
     ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
@@ -156,7 +159,7 @@ def test_killed_at_any_moment_it_finishes_with_the_same_data(
 ) -> None:
     """No git around either: a source tarball. Killed in synthesis and in training, then left alone."""
     cut = make_project(tmp_path / "tarball", base_folder, dataset)
-    cut.params(drafters={"medusa": medusa()})
+    cut.params(drafters={"medusa": medusa(max_length=128)})
 
     def kill_when(reached: Any) -> None:
         process = subprocess.Popen(

@@ -10,6 +10,7 @@ import pytest
 from specdec.config import Sampling, Synthesize
 from specdec.serving import server
 from specdec.serving.engines import Launch
+from tests.settings import synthesize_settings
 
 FAKE = """
 import http.server, json, os, signal, subprocess, sys, time
@@ -56,12 +57,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def settings() -> Synthesize:
-    return Synthesize(
-        engine="transformers",
-        dtype="float32",
-        max_model_len=256,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_tokens=8),
-    )
+    return synthesize_settings(Sampling(temperature=0.0, top_p=1.0, max_tokens=8))
 
 
 @pytest.fixture

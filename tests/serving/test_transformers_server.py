@@ -8,9 +8,10 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
-from specdec.config import Environment, Sampling, Synthesize
+from specdec.config import Environment, Sampling
 from specdec.serving import Endpoint, serve
 from specdec.synthesis.request import chat_body
+from tests.settings import synthesize_settings
 
 HOT = Sampling(temperature=1.0, top_p=1.0, max_tokens=12)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -18,7 +19,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def endpoint(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    settings = Synthesize(engine="transformers", dtype="float32", max_model_len=256, sampling=HOT)
+    settings = synthesize_settings(HOT)
     log = tmp_path_factory.mktemp("log") / "server.log"
     with serve(base_folder, settings, Environment(concurrency=4), log, print) as endpoint:
         yield endpoint

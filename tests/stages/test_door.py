@@ -79,7 +79,15 @@ def test_sigterm_runs_what_must_run_at_the_end(tmp_path: Path) -> None:
     assert "it goes on from here" in err
 
 
-def test_a_full_disk_leaves_the_old_output(tmp_path: Path) -> None:
+WRITERS = {
+    "text": "from specdec.io import write_text; write_text(Path('small/out'), 'y' * 10**6)",
+    "safetensors": "from safetensors.torch import save_file; save_file({'a': torch.zeros(10**6)}, 'small/new')",
+    "torch": "torch.save(torch.zeros(10**6), 'small/new')",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_line_and_leaves_the_old_output(tmp_path: Path, writer: str) -> None:
     """A real file system of 64 KiB, where this machine lets us make one."""
     small = tmp_path / "small"
     small.mkdir()
@@ -87,17 +95,18 @@ def test_a_full_disk_leaves_the_old_output(tmp_path: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip("this machine does not let us mount a file system of our own")
     try:
-        script = "from specdec.io import write_text; from pathlib import Path; import stages\n"
-        script += "stages.run(lambda: write_text(Path('small/out.txt'), 'y' * 10**6))"
-        (small / "out.txt").write_text("old")
+        (small / "out").write_text("old")
+        script = (
+            f"import stages, torch\nfrom pathlib import Path\ndef main():\n    {WRITERS[writer]}\nstages.run(main)"
+        )
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 2
         assert "the disk is full" in done.stderr
-        assert (small / "out.txt").read_text() == "old"
-        assert [f.name for f in small.iterdir()] == ["out.txt"]
+        assert "Traceback" not in done.stderr
+        assert (small / "out").read_text() == "old"
     finally:
         time.sleep(0.1)
         subprocess.run(["umount", str(small)], check=True)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {"weights": "a" * 64, "tokenizer": "b" * 64, "chat_template": "c" * 64}
 SYNTHESIZE = {
     "engine": "transformers",
+    "engine_args": [],
     "dtype": "float32",
     "max_model_len": 200,
     "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 12},

@@ -1,6 +1,7 @@
 """The journal: whole lines only, one writer, one fingerprint."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from specdec.errors import DataError, TransientError
 from specdec.synthesis import Journal
+from specdec.synthesis.journal import VERSION
+from specdec.synthesis.run import assemble
 
 SETTINGS = {"temperature": 0.0}
 
@@ -100,6 +103,59 @@ def test_a_file_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
     path.replace(wrong)
     with pytest.raises(DataError, match="other settings or another base"):
         Journal.open(tmp_path, {"temperature": 1.0})
+
+
+def test_rows_come_back_between_appends(tmp_path: Path) -> None:
+    """Rows of this run and of the one before, read in any order while more are written."""
+    filled(tmp_path)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        for number in range(3, 40):
+            journal.answered(row(number))
+            journal.failed(f"bad{number}", "http_400", "ä" * number)
+            for read in {0, 2, number // 2, number}:
+                assert journal.row(f"r{read}") == row(read)
+        with pytest.raises(KeyError):
+            journal.row("bad")
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert [journal.row(f"r{i}") for i in reversed(range(40))] == [row(i) for i in reversed(range(40))]
+
+
+def test_a_row_is_read_with_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        file, real, calls = journal._file, os.pread, []
+        monkeypatch.setattr(os, "pread", lambda *a: calls.append(a) or real(*a))
+        monkeypatch.setattr(journal, "_file", NotToBeRead(file))
+        assert journal.row("r2") == row(2)
+        assert len(calls) == 1
+        monkeypatch.undo()
+
+
+class NotToBeRead:
+    """A file that is only good for its number."""
+
+    def __init__(self, file: Any) -> None:
+        self.fileno = file.fileno
+
+
+def test_another_meaning_of_a_request_is_another_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = filled(tmp_path)
+    header = json.loads(old.read_text().splitlines()[0])
+    assert (header["version"], header["settings"]) == (VERSION, SETTINGS)
+    monkeypatch.setattr("specdec.synthesis.journal.VERSION", VERSION + 1)
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert journal.path != old
+        assert len(journal) == 0
+
+
+def test_the_category_is_the_prompts_and_not_the_journals(tmp_path: Path) -> None:
+    answer = {"messages": [], "segments": [], "sampling": {}, "base": {}, "token_ids_from": "server"}
+    with Journal.open(tmp_path, SETTINGS) as journal:
+        journal.answered({"id": "r", "category": "old", **answer})
+        assemble(journal, [{"id": "r", "category": "new", "messages": []}], tmp_path / "out.jsonl")
+    (made,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert made == {"id": "r", "category": "new", **answer}
+    assert list(made)[:2] == ["id", "category"]
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from specdec.tracking import drafter_run, execution_run
 from specdec.tracking.executions import close_abandoned
 from specdec.tracking.owner import Owner, this_process
 from specdec.tracking.store import Store
-from tests.tracking.example import REPOSITORY, params, write_json
+from tests.tracking.example import REPOSITORY, params, settings, write_json
 
 
 def run_of(store: Store, run_id: str) -> Any:
@@ -51,7 +51,8 @@ def test_a_parent_holds_every_setting_and_where_it_came_from(project: Path, stor
     with execution_run(params()) as parent:
         pass
     data = run_of(store, parent).data
-    assert data.params["drafters.one.training.learning_rate"] == "0.001"
+    training = settings()["drafters"]["one"]["training"]
+    assert data.params["drafters.one.training.learning_rate"] == str(training["learning_rate"])
     assert data.params["register.min_speedup"] == "1.0"
     assert data.tags["specdec.input.data/raw/train.jsonl"] == "abc"
     assert "specdec.input.models/drafters/one" not in data.tags

@@ -24,23 +24,30 @@ def candidate(
     speedup: float = 1.3,
     lossless: bool = True,
     conditions: str = "same",
+    identity: str | None = None,
 ) -> Candidate:
-    return Candidate(drafter, version, Figures(around(length), around(speedup), lossless, conditions))
+    return Candidate(
+        drafter,
+        version,
+        identity or f"bytes of {version}",
+        Figures(around(length), around(speedup), lossless, conditions),
+    )
 
 
-def champion(length: float | None = 1.7, conditions: str = "same", version: str = "4") -> Champion:
-    return Champion(version, length, conditions)
+def champion(speedup: float | None = 1.2, conditions: str = "same", version: str = "4") -> Champion:
+    return Champion(version, speedup, conditions, f"bytes of {version}")
 
 
 # What is measured, who reigns, and the outcome: promoted or not, and what the reason must say.
 TABLE: list[tuple[Candidate, Champion | None, bool, str]] = [
     (candidate(), None, True, "the first champion"),
-    (candidate(), champion(), True, "beats 1.700 of version 4"),
-    (candidate(length=1.7), champion(), False, "better_than_champion 1.700 (missed 1.700)"),
-    (candidate(length=1.6), champion(), False, "better_than_champion"),
-    (candidate(length=1.6), champion(conditions="other"), True, "another base or other prompts"),
-    (candidate(length=1.6), champion(length=None), True, "another base or other prompts"),
-    (candidate(length=1.6), champion(version="5"), True, "is the champion, and passes"),
+    (candidate(), champion(), True, "its speedup 1.300 beats 1.200 of version 4"),
+    (candidate(speedup=1.2), champion(), False, "better_than_champion 1.200 (missed 1.200)"),
+    (candidate(speedup=1.15, length=3.0), champion(), False, "better_than_champion 1.150 (missed 1.200)"),
+    (candidate(speedup=1.15), champion(conditions="other"), True, "another base or other prompts"),
+    (candidate(speedup=1.15), champion(speedup=None), True, "another base or other prompts"),
+    (candidate(speedup=1.15), champion(version="5"), True, "is the champion, and passes"),
+    (candidate(speedup=1.15, identity="bytes of 4"), champion(), True, "the drafter of version 4, packed in another"),
     (candidate(lossless=False), None, False, "lossless false (missed true)"),
     (candidate(length=1.25), None, False, "acceptance_length 1.150 (missed 1.200)"),
     (candidate(speedup=1.05), None, False, "speedup 0.950 (missed 1.000)"),
@@ -65,8 +72,17 @@ def test_the_fastest_of_those_that_pass_wins() -> None:
 
 
 def test_a_champion_that_is_measured_again_defends_itself() -> None:
-    old, new = candidate("old", "4", length=1.7, speedup=1.5), candidate("new", "5", length=1.8, speedup=1.2)
-    assert [d.promoted for d in decide([old, new], EASY, champion())] == [True, False]
+    old, new = candidate("old", "4", length=1.7, speedup=1.5), candidate("new", "5", length=2.8, speedup=1.2)
+    assert [d.promoted for d in decide([old, new], EASY, champion(speedup=1.5))] == [True, False]
+
+
+@given(st.floats(1, 4), st.floats(1, 4), st.floats(1.2, 4), st.floats(1.2, 4))
+def test_who_comes_first_does_not_depend_on_who_came_earlier(a: float, b: float, long: float, short: float) -> None:
+    """Measured together or one after the other, the same drafter becomes the champion."""
+    one, two = candidate("one", "1", long + 0.2, a + 0.2), candidate("two", "2", short + 0.2, b + 0.2)
+    together = [d.promoted for d in decide([one, two], EASY, None)]
+    (later,) = decide([two], EASY, Champion("1", one.figures.speedup.value, "same", one.identity))
+    assert together == [not later.promoted, later.promoted]
 
 
 def test_a_gate_is_recorded_with_its_figures() -> None:

@@ -16,7 +16,9 @@ from specdec.decoding import generate
 from specdec.drafters import load_drafter, new_drafter
 from specdec.io import write_json
 from specdec.targets import Target
-from specdec.targets.embedded import EmbeddedSettings, new_model, train_tokenizer
+from specdec.targets.embedded import EmbeddedSettings
+from specdec.targets.embedded.model import new_model
+from specdec.targets.embedded.tokenizer import train_tokenizer
 from specdec.targets.identity import compute_identity
 from specdec.tracking.model import requirements
 from specdec.tracking.register import register

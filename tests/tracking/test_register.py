@@ -10,7 +10,7 @@ from specdec.errors import DataError, ModelError
 from specdec.tracking import model, promotion
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
-from tests.tracking.example import params, register_settings, write_drafter, write_figures
+from tests.tracking.example import params, register_settings, settings, write_drafter, write_figures
 
 NAME = "specdec-base"
 
@@ -84,13 +84,69 @@ def test_a_second_evaluation_updates_the_version(project: Path, store: Store) ->
     assert len(versions(store)) == 2
 
 
+def test_the_card_points_to_the_latest_report_and_the_model_keeps_the_first(project: Path, store: Store) -> None:
+    report = project / "reports/one/report.html"
+    report.write_text("first")
+    register(params(), silent)
+    report.unlink()  # the model holds a hard link, and a stage writes a new file
+    report.write_text("second")
+    run_id = register(params(), silent)["versions"]["one"]["run_id"]
+    version = store.client.get_model_version(NAME, "1")
+    assert f"in the artifacts of run `{run_id}`, under `report`" in version.description
+    assert "`artifacts/evaluation`, inside the model, is the report as it was when" in version.description
+    latest = store.client.download_artifacts(run_id, "report/report.html")
+    assert Path(latest).read_text() == "second"
+    kept = [p.read_text() for p in (project / "mlartifacts").rglob("artifacts/evaluation/report.html")]
+    assert "first" in kept
+    assert "second" not in kept
+
+
+def test_what_a_killed_writer_left_is_neither_stored_nor_counts(project: Path, store: Store) -> None:
+    bundled = params(register=register_settings(bundle_base=True))
+    first = register(bundled, silent)
+    for folder in ("models/drafters/one", "models/base", "reports/one"):
+        (project / folder / ".model.safetensors.123.part").write_text("half")
+        (project / folder / ".plots.x.part").mkdir()
+        (project / folder / ".plots.x.part/plot.png").write_text("half")
+    assert register(bundled, silent)["versions"]["one"]["content"] == first["versions"]["one"]["content"]
+    write_figures(project, "one", speedup=1.6)
+    (project / "models/drafters/one/model.safetensors").write_text("new")
+    assert register(bundled, silent)["versions"]["one"]["version"] == "3"
+    stored = list((project / "mlartifacts").rglob("*"))
+    assert not [path for path in stored if ".part" in str(path)]
+    assert len([path for path in stored if path.name == "model.safetensors"]) == 3
+
+
+@pytest.mark.parametrize("turned_on", [True, False])
+def test_another_packing_is_another_version_and_takes_over(project: Path, store: Store, turned_on: bool) -> None:
+    register(params(register=register_settings(bundle_base=not turned_on)), silent)
+    toggled = params(register=register_settings(bundle_base=turned_on))
+    receipt = register(toggled, silent)["versions"]["one"]
+    assert (receipt["version"], receipt["aliases"]) == ("3", ["champion"])
+    assert "the drafter of version 1, packed in another way" in receipt["reason"]
+    model_id = store.client.get_model_version(NAME, "3").source.removeprefix("models:/")
+    listed = store.client.list_logged_model_artifacts(model_id, "artifacts")
+    assert ("artifacts/base" in {f.path for f in listed}) is turned_on
+    assert register(toggled, silent)["versions"]["one"]["version"] == "3"
+
+
+def test_another_dtype_is_another_version(project: Path, store: Store) -> None:
+    evaluate = {**settings()["evaluate"], "dtype": "float32"}
+    register(params(evaluate=evaluate), silent)
+    receipt = register(params(evaluate={**evaluate, "dtype": "bfloat16"}), silent)["versions"]["one"]
+    assert receipt["version"] == "3"
+    model_id = store.client.get_model_version(NAME, "3").source.removeprefix("models:/")
+    (reference,) = (project / "mlartifacts").rglob(f"{model_id}/artifacts/artifacts/base.json")
+    assert json.loads(reference.read_text())["dtype"] == "bfloat16"
+
+
 def test_a_better_training_replaces_the_champion(project: Path, store: Store) -> None:
     register(params(), silent)
     write_drafter(project, "one", weights="better")
     write_figures(project, "one", length=2.2, speedup=1.6)
     receipt = register(params(), silent)["versions"]["one"]
     assert receipt["version"] == "3"
-    assert "beats 1.800 of version 1" in receipt["reason"]
+    assert "its speedup 1.600 beats 1.300 of version 1" in receipt["reason"]
     assert aliases(store)["champion"] == "3"
     assert aliases(store)["previous"] == "1"
 
@@ -98,11 +154,11 @@ def test_a_better_training_replaces_the_champion(project: Path, store: Store) ->
 def test_a_worse_training_is_refused_and_stays_challenger(project: Path, store: Store) -> None:
     register(params(), silent)
     write_drafter(project, "one", weights="worse")
-    write_figures(project, "one", length=1.5, speedup=1.9)
-    write_figures(project, "two", length=1.5)
+    write_figures(project, "one", length=2.9, speedup=1.25)
+    write_figures(project, "two", speedup=1.2)
     receipt = register(params(), silent)["versions"]["one"]
     assert not receipt["promoted"]
-    assert "better_than_champion 1.500 (missed 1.800)" in receipt["reason"]
+    assert "better_than_champion 1.250 (missed 1.300)" in receipt["reason"]
     assert aliases(store) == {"champion": "1", "challenger": "3"}
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specdec.errors import TrackingError, TransientError
 from specdec.tracking import drafter_run, execution_run
@@ -107,6 +109,50 @@ def test_a_server_that_is_not_there_is_said_quickly(project: Path, monkeypatch: 
 def test_credentials_are_hidden_anywhere() -> None:
     assert hide_credentials("see http://a:b@h/x and https://t@h") == "see http://***@h/x and https://***@h"
     assert hide_credentials("mail me@home, http://h/a@b") == "mail me@home, http://h/a@b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:p/w@host/db", "postgresql://***@host/db"),
+        ("http://u:p@ss@host and more", "http://***@host and more"),
+        ("http://u@host:80/x", "http://***@host:80/x"),
+        ("http://u:it's@host", "http://***@host"),
+        ("http://h/?to=http://u:p@other", "http://h/?to=http://***@other"),
+        ("http://h?password=secret", "http://h?password=***"),
+        ("http://h/x?a=1&Access-Token=se@cret&b=2 yes", "http://h/x?a=1&Access-Token=***&b=2 yes"),
+        ("http://h:1/?key=a@b", "http://***"),  # part of a password or of a key: both are hidden
+        ("http://u:p?key=x@h", "http://***"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("http://h:5000/api?page=2", "http://h:5000/api?page=2"),
+    ],
+)
+def test_what_is_hidden_of_a_url(text: str, shown: str) -> None:
+    assert hide_credentials(text) == shown
+    assert hide_credentials(shown) == shown
+
+
+# Letters that the rest of the URLs below does not hold, and every mark that has a meaning in a URL.
+SECRET = st.text("XYZ0/@:?#&=%;'\"<>[].-_~!$()*+,", min_size=1).filter(lambda s: any(c in s for c in "XYZ"))
+
+
+@given(SECRET, st.sampled_from(["http", "postgresql+psycopg2"]), st.sampled_from(["", ":80", "/db?mode=ro"]))
+def test_no_part_of_a_password_is_shown(secret: str, scheme: str, rest: str) -> None:
+    shown = hide_credentials(f"see '{scheme}://user:{secret}@host{rest}' or ask")
+    assert not set(shown) & set("XYZ")
+    assert shown.startswith(f"see '{scheme}://***")
+    assert shown.endswith(" or ask")
+
+
+@given(
+    SECRET.filter(lambda s: "&" not in s),  # which ends a value
+    st.sampled_from(["password", "db_passwd", "token", "apikey", "client_secret", "Key"]),
+    st.sampled_from(["http://h/?", "http://h:80?a=b&", "postgresql://user:word@h/db?"]),
+)
+def test_no_part_of_a_querys_secret_is_shown(secret: str, name: str, before: str) -> None:
+    shown = hide_credentials(f"{before}{name}={secret}&b=1 or ask")
+    assert not set(shown) & set("XYZ")
+    assert shown.endswith("&b=1 or ask")
 
 
 def free_port() -> int:

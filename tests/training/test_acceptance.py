@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 
-from specdec.config import MedusaSettings
 from specdec.data.packing import Sequence, pack
 from specdec.decoding import generate
 from specdec.drafters import DrafterLoss, Features, new_drafter
 from specdec.targets import Target
 from specdec.training.acceptance import AcceptanceCount
 from specdec.training.trainer import validate
-from tests.drafters.test_medusa import SETTINGS
+from tests.settings import medusa_settings
 
 
 def test_the_walk_by_hand() -> None:
@@ -32,8 +31,7 @@ def test_the_walk_by_hand() -> None:
 
 def test_prediction_equals_decoding(target: Target) -> None:
     """Random heads on a small base, near enough to the base's own head to be accepted now and then."""
-    settings = MedusaSettings.model_validate(SETTINGS.model_dump() | {"num_heads": 2})
-    drafter = new_drafter(target, settings)
+    drafter = new_drafter(target, medusa_settings())
     torch.manual_seed(0)
     for parameter in drafter.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from filelock import FileLock
+
 from specdec import io
 from specdec.data.pydocs.card import card
 from specdec.data.pydocs.harvest import conversations
@@ -15,11 +17,16 @@ from specdec.errors import DataError
 def publish(repo: Path) -> str:
     """Make ``repo`` a git repository with the conversations in one commit of ``main``; return its hash.
 
-    A repository of the same fingerprint is left as it is, an older one is replaced. It is built aside and
-    renamed, so that no kill leaves half of one. Raises DataError without git, and where ``repo`` holds
-    something else.
+    A repository of the same fingerprint is left as it is (another process may be reading it), an older one is
+    replaced. It is built aside and renamed, so that no kill leaves half of one; of two processes one waits for
+    the other. Raises DataError without git, and where ``repo`` holds something else.
     """
-    mark = fingerprint()
+    repo.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(repo.with_name(f"{repo.name}.lock")):
+        return _publish(repo, fingerprint())
+
+
+def _publish(repo: Path, mark: str) -> str:
     if repo.exists():
         readme = repo / "README.md"
         recorded = readme.read_text(encoding="utf-8") if readme.is_file() else ""
