@@ -21,8 +21,6 @@ EMBEDDED_DATA = Path(".specdec/python-docs")  # the published repository of the 
 # Read when the libraries are imported, which is after this: bars drawn into a log are noise.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that wait by spinning bring everything to a crawl when another program wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _STARTED = time.monotonic()
 
