@@ -1,5 +1,6 @@
 """`specdec profile ...`, `specdec generate ...`. Our own errors end in one line and their exit code."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -77,6 +78,7 @@ def generate(
 
 def main() -> None:
     """The entry point of the `specdec` command."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported, later
     try:
         app()
     except SpecdecError as error:

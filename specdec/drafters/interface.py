@@ -110,6 +110,7 @@ class Drafter(nn.Module, ABC):
         with replacing_dir(folder) as aside:
             write_json(aside / "config.json", self.checkpoint_config())
             save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+            (aside / "model.safetensors").chmod(0o644)  # safetensors writes 0600: no other user could serve it
             record = {"method": self.method, "specdec": specdec.__version__, **provenance}
             write_json(aside / PROVENANCE, record)
 

@@ -39,6 +39,8 @@ def identify(folder: Path) -> Identity:
 
 def compute_identity(folder: Path) -> Identity:
     """Hashes the files themselves (reads all weights once)."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not there: name a model's folder, or run the pipeline in this one first")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise ModelError(

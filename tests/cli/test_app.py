@@ -55,3 +55,9 @@ def test_generate(target: Target, base_folder: Path, tmp_path: Path) -> None:
     code, _, err = specdec(tmp_path, "generate", "hi", "--base", str(tmp_path))
     assert code == 2
     assert "it is no model" in err
+    code, _, err = specdec(tmp_path, "generate", "hi")
+    assert code == 2
+    assert (
+        err
+        == "specdec: error: models/base is not there: name a model's folder, or run the pipeline in this one first\n"
+    )

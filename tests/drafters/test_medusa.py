@@ -113,6 +113,7 @@ def test_the_checkpoint_is_what_vllm_loads(target: Target, tmp_path: Path) -> No
     loaded = load_drafter(tmp_path / "d", target)
     hidden = torch.randn(64)
     assert loaded.propose(hidden, 3).token_ids.tolist() == drafter.propose(hidden, 3).token_ids.tolist()
+    assert (tmp_path / "d" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     first = (tmp_path / "d" / "model.safetensors").read_bytes()
     drafter.save_pretrained(tmp_path / "e", {"base": target.identity.as_dict()})
     assert (tmp_path / "e" / "model.safetensors").read_bytes() == first
