@@ -14,7 +14,7 @@ from specdec.drafters import Drafter
 from specdec.errors import DataError
 from specdec.targets import Target
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
-from specdec.training.trainer import DrafterTrainer, EvaluateLast, LogFunction, validate
+from specdec.training.trainer import DrafterTrainer, LogFunction, validate
 
 LOG_STEPS = 10  # at most: a short run logs ten times
 
@@ -105,7 +105,7 @@ def _trainer(
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=validation_rows,
-        callbacks=[EvaluateLast(), MarkComplete()],
+        callbacks=[MarkComplete()],
     )
     for printer in (PrinterCallback, ProgressCallback):  # one plain line of ours is enough
         trainer.remove_callback(printer)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from specdec.data.packing import PackedRow
 from specdec.drafters import Drafter, DrafterLoss, Features
@@ -64,14 +64,6 @@ class DrafterTrainer(Trainer):
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, prefixed)
         return prefixed
-
-
-class EvaluateLast(TrainerCallback):
-    """The last step is validated too, so that it can be the best one."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
 
 
 class _Meter:
