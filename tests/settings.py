@@ -27,6 +27,13 @@ def medusa_settings(num_heads: int = 2, num_layers: int = 1, **training: Any) ->
     return MedusaSettings.model_validate(medusa(num_heads, num_layers, **training))
 
 
+def sampling(temperature: float = 0.0, max_tokens: int = 64, **changes: Any) -> Sampling:
+    """Greedy, one answer a prompt; keywords change it."""
+    one = [{"temperature": temperature, "share": 1.0}]
+    defaults = {"samples": 1, "temperatures": one, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "cut_off": "keep"}
+    return Sampling.model_validate({**defaults, "max_tokens": max_tokens, **changes})
+
+
 def synthesize_settings(sampling: Sampling, **changes: Any) -> Synthesize:
     defaults = {"engine": "transformers", "engine_args": [], "dtype": "float32", "max_model_len": 256}
     return Synthesize(**{**defaults, "max_failed_share": 0.01, "sampling": sampling, **changes})

@@ -7,6 +7,7 @@ from specdec.config.schema import (
     DrafterSettings,
     EmbeddedBase,
     Evaluate,
+    EvaluationFile,
     FetchBase,
     MedusaSettings,
     Params,
@@ -14,6 +15,7 @@ from specdec.config.schema import (
     Register,
     Sampling,
     Synthesize,
+    Temperature,
     TrainingSettings,
 )
 
@@ -23,6 +25,7 @@ __all__ = [
     "EmbeddedBase",
     "Environment",
     "Evaluate",
+    "EvaluationFile",
     "FetchBase",
     "MedusaSettings",
     "Params",
@@ -30,6 +33,7 @@ __all__ = [
     "Register",
     "Sampling",
     "Synthesize",
+    "Temperature",
     "TrainingSettings",
     "load_params",
     "profile_names",

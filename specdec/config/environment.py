@@ -15,39 +15,57 @@ from specdec.errors import ConfigError
 class Environment:
     """`SPECDEC_*`, read once a process.
 
-    server_url: an OpenAI-compatible server that already runs (`SPECDEC_SERVER_URL`); None starts one.
-    api_key: its key (`SPECDEC_API_KEY`); a server that we start gets a fresh one.
-    concurrency: requests in flight (`SPECDEC_CONCURRENCY`).
+    server_urls: OpenAI-compatible servers that already run (`SPECDEC_SERVER_URLS`, comma-separated); none starts one.
+    server_model: the base's name there (`SPECDEC_SERVER_MODEL`); None asks the server.
+    server_seeds: a running server may be sent a seed a request (`SPECDEC_SERVER_SEEDS=1`).
+    api_key: their key (`SPECDEC_API_KEY`); a server that we start gets a fresh one.
+    concurrency: requests in flight to one server (`SPECDEC_CONCURRENCY`); None finds the best number.
     port: the port of a server that we start (`SPECDEC_PORT`); None takes a free one.
     """
 
-    server_url: str | None = None
+    server_urls: tuple[str, ...] = ()
+    server_model: str | None = None
+    server_seeds: bool = False
     api_key: SecretStr | None = None
-    concurrency: int = 32
+    concurrency: int | None = None
     port: int | None = None
 
     @classmethod
     def read(cls) -> "Environment":
+        """Raises ConfigError."""
         key = os.environ.get("SPECDEC_API_KEY")
         return cls(
-            server_url=_server_url(),
+            server_urls=parse_urls(os.environ.get("SPECDEC_SERVER_URLS", ""), "SPECDEC_SERVER_URLS"),
+            server_model=os.environ.get("SPECDEC_SERVER_MODEL") or None,
+            server_seeds=_yes("SPECDEC_SERVER_SEEDS"),
             api_key=SecretStr(key) if key else None,
-            concurrency=_positive("SPECDEC_CONCURRENCY", 32) or 32,
-            port=_positive("SPECDEC_PORT", None),
+            concurrency=_positive("SPECDEC_CONCURRENCY"),
+            port=_positive("SPECDEC_PORT"),
         )
 
 
-def _server_url() -> str | None:
-    url = os.environ.get("SPECDEC_SERVER_URL", "").rstrip("/")
-    if "@" in url:
-        raise ConfigError("SPECDEC_SERVER_URL holds a name or a password: give the key in SPECDEC_API_KEY")
-    return url or None
+def parse_urls(text: str, where: str) -> tuple[str, ...]:
+    """The servers' roots in a comma-separated list, each once, without `/` or `/v1` at the end. `where` is for errors."""
+    urls = [url.strip().rstrip("/").removesuffix("/v1") for url in text.split(",") if url.strip()]
+    for url in urls:
+        if "@" in url:
+            raise ConfigError(f"{where} holds a name or a password: give the key in SPECDEC_API_KEY")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{where} holds {url!r}: a server's URL begins with http:// or https://")
+    return tuple(dict.fromkeys(urls))
 
 
-def _positive(name: str, default: int | None) -> int | None:
+def _yes(name: str) -> bool:
+    text = os.environ.get(name, "")
+    if text not in ("", "0", "1"):
+        raise ConfigError(f"{name} is {text!r}: set it to 1, or unset it")
+    return text == "1"
+
+
+def _positive(name: str) -> int | None:
     text = os.environ.get(name)
     if not text:
-        return default
+        return None
     if not text.isdigit() or int(text) == 0:
         raise ConfigError(f"{name} is {text!r}: set it to a positive whole number, or unset it")
     return int(text)

@@ -65,6 +65,13 @@ class FetchBase(Section):
         return self
 
 
+class EvaluationFile(Section):
+    """A file of prompts that drafters are evaluated on elsewhere. Its hash makes DVC see that it changed."""
+
+    path: str = Field(min_length=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class PreparePrompts(Section):
     """Which conversations become prompts, and how they are split (by a hash, so that a row never moves)."""
 
@@ -75,6 +82,8 @@ class PreparePrompts(Section):
     max_test: Positive | None
     max_turns: Positive = Field(description="user turns kept of one conversation")
     max_prompt_tokens: Positive = Field(description="longer prompts (by the base's tokenizer) are left out")
+    near_duplicate: Share = Field(gt=0, description="share of common word n-grams from which two prompts are one")
+    evaluation_files: list[EvaluationFile] = Field(description="further prompts that training must not see")
 
     @model_validator(mode="after")
     def _shares_leave_training(self) -> Self:
@@ -83,29 +92,70 @@ class PreparePrompts(Section):
         return self
 
 
+class Temperature(Section):
+    """One temperature, and the share of the answers that are sampled at it. 0 is greedy."""
+
+    temperature: float = Field(ge=0, le=2)
+    share: float = Field(gt=0, le=1)
+
+
 class Sampling(Section):
     """How the base answers. All of it is sent with every request."""
 
-    temperature: float = Field(ge=0, le=2)
+    samples: Positive = Field(description="answers to one prompt")
+    temperatures: list[Temperature] = Field(min_length=1, description="a mix; the shares add up to 1")
     top_p: float = Field(gt=0, le=1)
-    max_tokens: Positive
+    top_k: int = Field(ge=0, description="0: the whole vocabulary")
+    min_p: float = Field(ge=0, lt=1)
+    max_tokens: Positive = Field(description="of one answer, or of one piece of it with `cut_off: continue`")
+    cut_off: Literal["keep", "drop", "continue"] = Field(description="what becomes of answers that max_tokens cut")
 
     @model_validator(mode="after")
-    def _greedy_has_no_nucleus(self) -> Self:
-        if self.temperature == 0 and self.top_p != 1:
-            raise ValueError("top_p has no effect at temperature 0: set top_p to 1.0")
+    def _shares_add_up(self) -> Self:
+        total = sum(part.share for part in self.temperatures)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of temperatures add up to {total:g}, and must to 1")
+        values = [part.temperature for part in self.temperatures]
+        if len(set(values)) < len(values):
+            raise ValueError("a temperature stands twice in temperatures")
         return self
+
+    @model_validator(mode="after")
+    def _greedy_has_no_choice(self) -> Self:
+        greedy = self.greedy_share
+        if greedy == 1 and (self.top_p, self.top_k, self.min_p) != (1, 0, 0):
+            raise ValueError("at temperature 0 alone top_p, top_k and min_p have no effect: set 1.0, 0 and 0.0")
+        if greedy * self.samples > 1 + 1e-9:
+            raise ValueError(
+                f"{self.samples} samples of which {greedy:g} are greedy would repeat the greedy answer: lower the share "
+                "of temperature 0, or the samples"
+            )
+        return self
+
+    @property
+    def greedy_share(self) -> float:
+        """The share of temperature 0."""
+        return sum(part.share for part in self.temperatures if part.temperature == 0)
 
 
 class Synthesize(Section):
     """The base answers the prompts, served by an engine over HTTP."""
 
-    engine: Literal["transformers", "vllm"]
+    engine: Literal["auto", "transformers", "vllm"] = Field(description="auto: vllm where it is installed")
     engine_args: list[str] = Field(description="further command line arguments of the engine")
     dtype: DType
     max_model_len: Positive
     sampling: Sampling
     max_failed_share: Share = Field(description="above this share of failed rows the stage fails")
+
+    @model_validator(mode="after")
+    def _one_temperature_in_transformers(self) -> Self:
+        if self.engine == "transformers" and len(self.sampling.temperatures) > 1:
+            raise ValueError(
+                "sampling.temperatures: `transformers serve` samples all requests at the first one's temperature: "
+                "give one temperature, or set engine to vllm"
+            )
+        return self
 
     @field_validator("engine_args")
     @classmethod
