@@ -40,5 +40,9 @@ class ServerError(TransientError):
     """A model server that did not start, died or stopped answering."""
 
 
+class ServerEnded(ServerError):
+    """A model server of ours whose process has ended: connecting to it again is of no use."""
+
+
 class RequestRefused(SpecdecError):
     """A model server that answers, and says no for good (wrong key, unknown model, bad request)."""

@@ -14,13 +14,14 @@ from typing import Any
 from specdec.config import Environment, Synthesize, load_params
 from specdec.errors import DataError, ModelError
 from specdec.io import read_jsonl, write_json
-from specdec.serving import serve
+from specdec.serving import resolve_engine, serve
 from specdec.synthesis import (
     BaseTokens,
     Journal,
     Recipe,
     assemble,
     count_missing,
+    journal_path,
     journal_settings,
     synthesize,
 )
@@ -29,38 +30,40 @@ from stages import run, say
 BASE = Path("models/base")
 PROMPTS, OUT = Path("data/prompts"), Path("data/synthetic")
 METRICS = Path("metrics/synthesis.json")
-JOURNAL = Path(".specdec/synthesize")
+JOURNALS = Path(".specdec/synthesize")
 SPLITS = ("train", "validation")
 
 
 def main() -> None:
     """Asks for what the journal lacks, then writes both splits in the prompts' order."""
-    settings = load_params().synthesize
-    identity = _identity()
-    with Journal.open(JOURNAL, journal_settings(settings, identity)) as journal:
-        total, missing = count_missing(_prompts(), journal)
-        say(f"{total} prompts, {total - missing} of them answered before")
-        figures = _ask(settings, identity, journal) if missing else None
-        data = {split: assemble(journal, _rows(split), OUT / f"{split}.jsonl").figures() for split in SPLITS}
-    write_json(METRICS, {"engine": settings.engine, "data": data, "run": figures})
+    settings, environment, identity = load_params().synthesize, Environment.read(), _identity()
+    engine, samples = resolve_engine(settings, environment), settings.sampling.samples
+    meaning = journal_settings(settings, engine, identity)
+    with Journal.open(journal_path(JOURNALS, meaning), meaning) as journal:
+        total, missing = count_missing(_prompts(), samples, journal)
+        say(f"{total} rows, {total - missing} of them answered before")
+        figures = _ask(settings, environment, identity, journal) if missing else None
+        data = {split: assemble(journal, _rows(split), samples, OUT / f"{split}.jsonl").figures() for split in SPLITS}
+    write_json(METRICS, {"engine": engine, "data": data, "run": figures})
 
 
-def _ask(settings: Synthesize, identity: dict[str, str], journal: Journal) -> dict[str, Any]:
-    """One run against a server; returns its figures."""
-    environment = Environment.read()
-    with serve(BASE, settings, environment, JOURNAL / "server.log", say) as endpoint:
+def _ask(
+    settings: Synthesize, environment: Environment, identity: dict[str, str], journal: Journal
+) -> dict[str, Any]:
+    """One run against the servers; returns its figures."""
+    with serve(BASE, settings, environment, JOURNALS / "server.log", say) as servers:
         recipe = Recipe(settings.sampling, settings.max_model_len, identity, BaseTokens.load(BASE))
         statistics = synthesize(
             _prompts,
             journal,
-            endpoint,
+            servers,
             recipe,
             max_failed_share=settings.max_failed_share,
             concurrency=environment.concurrency,
             say=say,
         )
-    refused = list(endpoint.capabilities.refused)
-    return {**statistics.figures(), "concurrency": environment.concurrency, "fields_refused": refused}
+    refused = {s.url: list(s.endpoint.capabilities.refused) for s in servers if s.endpoint}
+    return {**statistics.figures(), "fields_refused": refused}
 
 
 def _identity() -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from specdec.synthesis.client import Patience
 from specdec.synthesis.conversation import Recipe
-from specdec.synthesis.endpoint import Capabilities, Endpoint
-from specdec.synthesis.journal import Journal
+from specdec.synthesis.endpoint import Capabilities, Endpoint, Server
+from specdec.synthesis.journal import Journal, journal_path
 from specdec.synthesis.probe import probe
 from specdec.synthesis.request import wished_fields
 from specdec.synthesis.run import assemble, count_missing, journal_settings, synthesize
@@ -16,8 +16,10 @@ __all__ = [
     "Journal",
     "Patience",
     "Recipe",
+    "Server",
     "assemble",
     "count_missing",
+    "journal_path",
     "journal_settings",
     "probe",
     "synthesize",

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class BadAnswer(Exception):
-    """An answer that is not the JSON of a chat completion: cut short, HTML, something else."""
+    """An answer that is not the JSON of a completion: cut short, HTML, something else."""
 
 
 class RowFailed(Exception):
@@ -16,9 +16,21 @@ class RowFailed(Exception):
         self.kind = kind
 
 
+class RowDropped(Exception):
+    """One row that the settings leave out for what the base said. `kind` is a short name to count by."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One turn of the base. The token ids and counts are None where the server does not give them."""
+    """One turn of the base. The token ids and counts are None where the server does not give them.
+
+    seconds: from sending the request to the whole answer. pieces: requests that it took, above 1 where a cut-off
+    answer was continued.
+    """
 
     text: str
     finish_reason: str
@@ -26,28 +38,53 @@ class Answer:
     prompt_token_ids: list[int] | None = None
     completion_tokens: int | None = None
     seconds: float = 0.0
+    pieces: int = 1
+
+    def followed_by(self, rest: "Answer", text: str) -> "Answer":
+        """This answer and its continuation as one; `text` is that of both."""
+        assert self.token_ids is not None
+        assert rest.token_ids is not None
+        return Answer(
+            text=text,
+            finish_reason=rest.finish_reason,
+            token_ids=self.token_ids + rest.token_ids,
+            prompt_token_ids=self.prompt_token_ids,
+            completion_tokens=len(self.token_ids) + len(rest.token_ids),
+            seconds=self.seconds + rest.seconds,
+            pieces=self.pieces + rest.pieces,
+        )
 
 
 def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
-    """An `Answer` of a chat completion's JSON. Raises BadAnswer."""
+    """An `Answer` of the JSON of a chat completion or of a completion. Raises BadAnswer.
+
+    vLLM puts the prompt's ids at the top of a chat completion, and into the choice of a completion.
+    """
     try:
         choice = content["choices"][0]
-        usage = content.get("usage") or {}
+        text = choice["message"].get("content") if "message" in choice else choice["text"]
+        prompt = content.get("prompt_token_ids", choice.get("prompt_token_ids"))
         return Answer(
-            text=_text(choice["message"].get("content") or ""),
+            text=_text(text or ""),
             finish_reason=_text(choice["finish_reason"]),
             token_ids=_ids(choice.get("token_ids")),
-            prompt_token_ids=_ids(content.get("prompt_token_ids")),
-            completion_tokens=usage.get("completion_tokens"),
+            prompt_token_ids=_ids(prompt),
+            completion_tokens=_count((content.get("usage") or {}).get("completion_tokens")),
             seconds=seconds,
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadAnswer(f"not a chat completion ({type(error).__name__}: {error})") from None
+        raise BadAnswer(f"not a completion ({type(error).__name__}: {error})") from None
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text was expected, and {type(value).__name__} came")
+    return value
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise TypeError("a count is not a whole number")
     return value
 
 

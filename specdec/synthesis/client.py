@@ -1,33 +1,31 @@
-"""One request, tried until it is answered or cannot be: what may pass is tried again, what is final is
-not."""
+"""One request to one server: an answer, a failure that may pass, or one that is final."""
 
 import asyncio
 import random
+import ssl
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from specdec.config import Sampling
-from specdec.errors import RequestRefused, ServerError
+from specdec.errors import RequestRefused
 from specdec.synthesis.answer import Answer, BadAnswer, RowFailed, parse_answer
 from specdec.synthesis.endpoint import Endpoint
-from specdec.synthesis.request import CHAT, Message, chat_body
 
 MAY_PASS = frozenset({408, 409, 425, 429})
 SHOWN_CHARACTERS = 300
+CONNECTIONS = 64  # of one pool: httpx walks over all connections of a pool for each request
 
 
 @dataclass(frozen=True)
 class Patience:
     """How long and how often we try. All times in seconds.
 
-    attempts: tries of one request, the first included. first_wait, longest_wait: of the back-off between
-    them.
+    attempts: tries of one request, the first included. first_wait, longest_wait: of the back-off between them.
     connect, read, total: limits of one try; `read` is the silence that we bear, which for an answer that does
     not stream is the whole time in the server's queue and in generation.
+    watch: between two looks at a server's health. outage: without any server, until the run gives up.
     """
 
     attempts: int = 7
@@ -36,72 +34,72 @@ class Patience:
     connect: float = 10.0
     read: float = 900.0
     total: float = 1200.0
+    watch: float = 15.0
+    outage: float = 300.0
 
     def wait(self, attempt: int, asked: float | None = None) -> float:
         """Seconds before try number `attempt` + 1: half fixed, half random, or what the server asked for."""
-        backoff = min(self.longest_wait, self.first_wait * 2.0 ** (attempt - 1))
+        backoff = min(self.longest_wait, self.first_wait * 2.0 ** min(attempt - 1, 30))
         jittered = backoff * (0.5 + random.random() / 2)
         return jittered if asked is None else min(max(jittered, asked), self.longest_wait)
 
 
-class _TryAgain(Exception):
+class MayPass(Exception):
     """A failure that may pass. `asked` is the server's Retry-After in seconds, if it gave one."""
 
     def __init__(self, kind: str, message: str, asked: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.asked = kind, asked
 
+    @property
+    def overload(self) -> bool:
+        """The server has more to do than it can: fewer requests in flight may help."""
+        return self.kind in ("http_429", "http_503", "timeout")
+
 
 class Client:
-    """An async client of one endpoint, to be used in `async with`. `retries` counts the tries beyond the
-    first."""
+    """An async client of one endpoint. most: requests in flight."""
 
-    def __init__(self, endpoint: Endpoint, connections: int, patience: Patience | None = None) -> None:
-        self.endpoint, self.retries = endpoint, 0
-        self.patience = patience or Patience()
-        self._http = httpx.AsyncClient(
-            base_url=endpoint.url,
-            headers=endpoint.headers(),
+    def __init__(self, endpoint: Endpoint, most: int, patience: Patience) -> None:
+        self.endpoint, self.patience = endpoint, patience
+        tls = ssl.create_default_context() if endpoint.url.startswith("https") else False
+        self._pools = [self._pool(tls) for _ in range(-(-most // CONNECTIONS))]
+        self._in_flight = [0] * len(self._pools)
+
+    def _pool(self, tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.endpoint.url,
+            headers=self.endpoint.headers(),
             timeout=httpx.Timeout(self.patience.read, connect=self.patience.connect, pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
             trust_env=False,  # a proxy of the environment must never see loopback traffic or the key
+            verify=tls,
         )
 
-    async def __aenter__(self) -> "Client":
-        return self
+    async def close(self) -> None:
+        """Closes all connections."""
+        for pool in self._pools:
+            await pool.aclose()
 
-    async def __aexit__(self, *_exception: object) -> None:
-        await self._http.aclose()
-
-    async def ask(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> Answer:
-        """The base's next turn. Raises RowFailed (this row only), RequestRefused or ServerError
-        (everyone)."""
-        body = chat_body(self.endpoint, messages, sampling, seed)
-        attempt = 1
-        while True:
-            try:
-                return await self._try_once(body)
-            except _TryAgain as failure:
-                if attempt >= self.patience.attempts:
-                    await self._give_up(failure)
-                self.retries += 1
-                await asyncio.sleep(self.patience.wait(attempt, failure.asked))
-                attempt += 1
-
-    async def _try_once(self, body: dict[str, Any]) -> Answer:
+    async def post(self, path: str, body: dict[str, Any]) -> Answer:
+        """One try. Raises MayPass, RowFailed (this row only) or RequestRefused (everyone)."""
+        pool = min(range(len(self._pools)), key=self._in_flight.__getitem__)
+        self._in_flight[pool] += 1
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.patience.total):
-                response = await self._http.post(CHAT, json=body)
+                response = await self._pools[pool].post(path, json=body)
             return self._read(response, time.monotonic() - began)
         except UnicodeEncodeError:
             raise RowFailed("bad_prompt", "the prompt holds half a surrogate pair, which is not text") from None
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _TryAgain("timeout", f"no answer in time ({type(error).__name__})") from None
+            raise MayPass("timeout", f"no answer in time ({type(error).__name__})") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _TryAgain("network", f"{type(error).__name__}: {error}") from None
+            raise MayPass("network", f"{type(error).__name__}: {error}") from None
         except BadAnswer as error:
-            raise _TryAgain("bad_answer", str(error)) from None
+            raise MayPass("bad_answer", str(error)) from None
+        finally:
+            self._in_flight[pool] -= 1
 
     def _read(self, response: httpx.Response, seconds: float) -> Answer:
         status = response.status_code
@@ -110,25 +108,22 @@ class Client:
         if status in (401, 403):
             raise RequestRefused(key_refused(self.endpoint, status))
         if status in MAY_PASS or status >= 500:
-            raise _TryAgain(f"http_{status}", shown(response), _retry_after(response))
-        raise RowFailed(f"http_{status}", shown(response))
+            raise MayPass(f"http_{status}", shown(response), _retry_after(response))
+        raise RowFailed(_final_kind(response), shown(response))
 
-    async def _give_up(self, failure: _TryAgain) -> None:
-        """Tells one unlucky row from a server that is gone: the first is recorded, the second ends the
-        run."""
-        if not await self._healthy():
-            raise ServerError(
-                f"the server at {self.endpoint.url} stopped answering ({failure}); what was answered is "
-                "kept: run the same command again"
-            )
-        raise RowFailed(failure.kind, str(failure))
-
-    async def _healthy(self) -> bool:
+    async def healthy(self) -> bool:
+        """Whether `/health` answers at all, and not with 5xx (404 is fine: not every server has it)."""
         try:
-            response = await self._http.get("/health", timeout=max(self.patience.connect, 1.0))
+            response = await self._pools[0].get("/health", timeout=max(self.patience.connect, 1.0))
         except httpx.HTTPError:
             return False
         return response.status_code < 500
+
+
+def _final_kind(response: httpx.Response) -> str:
+    """A prompt above the server's context is told from other bad requests by its words; there is no code for it."""
+    told = any(words in response.text.lower() for words in ("context length", "maximum model length"))
+    return "too_long" if told else f"http_{response.status_code}"
 
 
 def read_json(response: httpx.Response) -> Any:

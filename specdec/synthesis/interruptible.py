@@ -1,4 +1,4 @@
-"""`asyncio.run` that ends as cleanly on SIGTERM as it does on Ctrl-C."""
+"""`asyncio.run` that ends as cleanly on SIGTERM as it does on Ctrl-C, and at once."""
 
 import asyncio
 import contextlib
@@ -51,3 +51,24 @@ def _handler(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Runs blocking work beside the loop. Unlike `asyncio.to_thread`, nobody waits for it when we are cancelled."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(settled: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(lambda: None if future.done() else settled())
+
+    def call() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            settle(lambda error=error: future.set_exception(error))  # type: ignore[misc]
+        else:
+            settle(lambda: future.set_result(result))
+
+    threading.Thread(target=call, daemon=True).start()
+    return await future

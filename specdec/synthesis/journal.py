@@ -1,16 +1,15 @@
 """The journal: every answered row, on the disk before it counts as answered.
 
-One JSONL file a fingerprint (settings, engine, base and `VERSION`), so that answers under other settings never
-meet. Its first line is a header with the fingerprint; each further line is one answered or failed row, whole or
-absent. One writer: the file is locked as long as it is open, and the lock dies with the process. A line is
-handed to the system at once (a killed process loses nothing) and fsync'd in batches (a power cut loses a second
-or so, never a whole file).
+An append-only JSONL file. Its first line is a header with the settings that decide the answers and their
+fingerprint; each further line is one answered, dropped or failed row, whole or absent. One writer: the file is
+locked as long as it is open, and the lock dies with the process. A line is handed to the system at once (a killed
+process loses nothing) and fsync'd in batches by a thread (a power cut loses half a second, never a whole file).
 """
 
 import fcntl
 import json
 import os
-import time
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,41 +17,44 @@ from typing import Any, BinaryIO, Self
 
 from specdec.errors import DataError, TransientError
 from specdec.io import dump_line, sha256_json
+from specdec.synthesis.index import ANSWERED, CLAIMED, DROPPED, FAILED, Index, Place
 
-FORMAT = 1  # of the file
-VERSION = 1  # of what a request means: raise it when a change in the code makes old answers wrong
-ROWS_PER_SYNC, SECONDS_PER_SYNC = 64, 1.0
+FORMAT = 2  # of the file
+VERSION = 2  # of what a request means: raise it when a change in the code makes old answers wrong
+SECONDS_PER_SYNC = 0.5
 
-Place = tuple[int, int]  # a line's offset and length in bytes
+
+def journal_path(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A file of these settings' own, so that answers under other settings never meet."""
+    return folder / f"{_fingerprint(settings)[:16]}.jsonl"
 
 
 class Journal:
-    """The journal of one fingerprint, to be used in `with`. `len()` and `in` speak of answered rows."""
+    """The journal of one run's settings, to be used in `with`. `in` and `len` speak of rows that need no request
+    any more: answered, or dropped as the settings say."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.path = path
-        self._file = file
-        self._answered: dict[str, Place] = {}  # memory holds no rows
-        self._failed: dict[str, str] = {}  # id -> kind of the last failure
-        self._unsynced, self._synced_at = 0, time.monotonic()
+        self._file, self._index = file, Index()
+        self._dirty, self._closing = False, threading.Event()
+        self._sync_error: OSError | None = None
+        self._syncing = threading.Thread(target=self._sync_now_and_then, daemon=True)
 
     @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
+    def open(cls, path: Path, settings: Mapping[str, Any]) -> Self:
         """Opens or begins the journal of these settings; repairs a torn end.
 
-        Raises TransientError where another process writes it, DataError where it is damaged or another's.
+        Raises TransientError where another process writes it, DataError where it is damaged or was begun with
+        other settings (they are named). Nothing is written then.
         """
-        meaning = {"version": VERSION, "settings": dict(settings)}
-        fingerprint = sha256_json(meaning)
-        path = folder / f"{fingerprint[:16]}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _open_locked(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal = cls(_open_locked(path), path)
         try:
-            journal = cls(file, path)
-            journal._load({"journal": FORMAT, "fingerprint": fingerprint, **meaning})
+            journal._load({"journal": FORMAT, "fingerprint": _fingerprint(settings), "settings": dict(settings)})
         except BaseException:
-            file.close()
+            journal._file.close()
             raise
+        journal._syncing.start()
         return journal
 
     def __enter__(self) -> Self:
@@ -63,53 +65,81 @@ class Journal:
 
     def close(self) -> None:
         """Makes all rows durable and lets go of the lock."""
-        if not self._file.closed:
-            self._sync()
+        if self._file.closed:
+            return
+        self._closing.set()
+        self._syncing.join()
+        try:
+            os.fsync(self._file.fileno())
+        finally:
             self._file.close()
+            self._index.close()
 
-    def __contains__(self, row_id: str) -> bool:
-        return row_id in self._answered
+    def __contains__(self, key: str) -> bool:
+        return self._index.state(key) in (ANSWERED, DROPPED)
 
     def __len__(self) -> int:
-        return len(self._answered)
+        return self._index.count(ANSWERED) + self._index.count(DROPPED)
 
     @property
     def failures(self) -> Counter[str]:
         """Rows whose last word is a failure, by its kind."""
-        return Counter(self._failed.values())
+        return self._index.kinds(FAILED)
 
-    def row(self, row_id: str) -> dict[str, Any]:
-        """An answered row, read from the disk. Raises KeyError."""
-        offset, length = self._answered[row_id]
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows that the settings leave out, by the reason."""
+        return self._index.kinds(DROPPED)
+
+    def row(self, key: str) -> dict[str, Any] | None:
+        """An answered row, read from the disk; None where the row has none."""
+        if self._index.state(key) != ANSWERED:
+            return None
+        offset, length = self._index.place(key)
         row: dict[str, Any] = json.loads(os.pread(self._file.fileno(), length, offset))["row"]
         return row
 
-    def answered(self, row: Mapping[str, Any]) -> None:
-        """Records a finished row. A row is answered once: a second time is a mistake of ours."""
-        if row["id"] in self._answered:
-            raise AssertionError(f"row {row['id']} was answered twice")
-        self._answered[row["id"]] = self._append({"id": row["id"], "row": row})
-        self._failed.pop(row["id"], None)
+    def claim(self, key: str) -> bool:
+        """Whether this row is to be asked: it is not done, and nobody in this run has claimed it."""
+        if self._index.state(key) in (ANSWERED, DROPPED, CLAIMED):
+            return False
+        self._index.put(key, CLAIMED)
+        return True
 
-    def failed(self, row_id: str, kind: str, message: str) -> None:
+    def answered(self, key: str, row: Mapping[str, Any]) -> None:
+        """Records a finished row. A row is answered once: a second time is a mistake of ours."""
+        if key in self:
+            raise AssertionError(f"row {key} was answered twice")
+        self._index.put(key, ANSWERED, self._append({"key": key, "row": row}))
+
+    def dropped_row(self, key: str, kind: str) -> None:
+        """Records that the settings leave a row out; it is not asked again."""
+        self._index.put(key, DROPPED, self._append({"key": key, "dropped": kind}), kind)
+
+    def failed(self, key: str, kind: str, message: str) -> None:
         """Records why a row has no answer; a later run tries it again."""
-        self._append({"id": row_id, "failed": {"kind": kind, "message": message}})
-        self._failed[row_id] = kind
+        self._index.put(key, FAILED, self._append({"key": key, "failed": {"kind": kind, "message": message}}), kind)
 
     def _append(self, entry: Mapping[str, Any]) -> Place:
         """Writes one line with one call; returns where it is."""
+        if self._sync_error:
+            raise self._sync_error
         offset = self._file.seek(0, os.SEEK_END)
         line = dump_line(entry).encode()
         if self._file.write(line) != len(line):  # a full disk may take half of it; the next start cuts that off
             raise OSError(28, "the journal's line was written in part", str(self.path))
-        self._unsynced += 1
-        if self._unsynced >= ROWS_PER_SYNC or time.monotonic() - self._synced_at > SECONDS_PER_SYNC:
-            self._sync()
+        self._dirty = True
         return offset, len(line)
 
-    def _sync(self) -> None:
-        os.fsync(self._file.fileno())
-        self._unsynced, self._synced_at = 0, time.monotonic()
+    def _sync_now_and_then(self) -> None:
+        """In a thread, since the disk may take longer for it than the server for an answer."""
+        while not self._closing.wait(SECONDS_PER_SYNC):
+            if self._dirty:
+                self._dirty = False
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    self._sync_error = error
 
     def _load(self, header: Mapping[str, Any]) -> None:
         """Reads the index, and cuts the end off where a crash has torn it."""
@@ -120,22 +150,28 @@ class Journal:
                 if entry is None:
                     _refuse_if_more(lines, self.path, number)
                     break
-                self._index(entry, (whole, len(line)), header, number)
+                if number == 1:
+                    _compare(entry, header, self.path)
+                else:
+                    self._add(entry, (whole, len(line)))
                 whole += len(line)
         self._file.truncate(whole)
         if whole == 0:
             self._append(header)
-            self._sync()
+            os.fsync(self._file.fileno())
 
-    def _index(self, entry: Mapping[str, Any], place: Place, header: Mapping[str, Any], number: int) -> None:
-        if number == 1:
-            if entry.get("fingerprint") != header["fingerprint"] or entry.get("journal") != FORMAT:
-                raise DataError(f"{self.path} is the journal of other settings or another base: move it away")
-        elif "row" in entry:
-            self._answered[entry["id"]] = place
-            self._failed.pop(entry["id"], None)
-        elif "failed" in entry and entry["id"] not in self._answered:
-            self._failed[entry["id"]] = entry["failed"]["kind"]
+    def _add(self, entry: Mapping[str, Any], place: Place) -> None:
+        key = entry["key"]
+        if "row" in entry:
+            self._index.put(key, ANSWERED, place)
+        elif "dropped" in entry:
+            self._index.put(key, DROPPED, place, entry["dropped"])
+        elif key not in self:
+            self._index.put(key, FAILED, place, entry["failed"]["kind"])
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return sha256_json({"version": VERSION, "settings": dict(settings)})
 
 
 def _open_locked(path: Path) -> BinaryIO:
@@ -158,6 +194,31 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _compare(found: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> None:
+    """Raises DataError, naming what differs, where a journal was begun with other settings."""
+    if found.get("journal") != FORMAT:
+        raise DataError(f"{path} is no journal of this version of specdec: move it away to begin a new one")
+    if found.get("fingerprint") == header["fingerprint"]:
+        return
+    before, now = _flat(found.get("settings", {})), _flat(header["settings"])
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    differences = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names[:5])
+    raise DataError(
+        f"{path} was begun with other settings ({differences or 'an older version of specdec'}): restore them to go "
+        "on with it, or move it away to begin anew"
+    )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their path: `sampling.top_p`."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _refuse_if_more(lines: BinaryIO, path: Path, number: int) -> None:

@@ -1,125 +1,174 @@
-"""Answers all prompts that the journal does not hold yet, and writes the rows in the prompts' order.
+"""Answers all rows that the journal does not hold yet, and writes them in the prompts' order.
 
-A fixed number of workers draw from one iterator of prompts, so that neither tasks nor rows pile up in memory.
+Each server draws from one backlog as its slots come free, so the faster one answers more. Neither tasks nor rows
+pile up in memory: a row is drawn when a slot is free for it.
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specdec.config import Synthesize
-from specdec.errors import DataError
+from specdec.errors import DataError, ServerEnded, ServerError, SpecdecError
 from specdec.io import write_jsonl
-from specdec.synthesis.answer import RowFailed
-from specdec.synthesis.client import Client, Patience
+from specdec.progress import Progress
+from specdec.synthesis.answer import RowDropped, RowFailed
+from specdec.synthesis.backlog import Backlog, Job, Prompt
+from specdec.synthesis.client import Patience
 from specdec.synthesis.conversation import Recipe, regenerate
-from specdec.synthesis.endpoint import Endpoint
+from specdec.synthesis.endpoint import Server
 from specdec.synthesis.interruptible import run_interruptible
 from specdec.synthesis.journal import Journal
+from specdec.synthesis.lane import Lane, SetAside
 from specdec.synthesis.statistics import DataStatistics, RunStatistics
 
-PROGRESS_SECONDS = 5.0
-
-Prompt = Mapping[str, Any]
+Say = Callable[[str], None]
 
 
-def journal_settings(settings: Synthesize, base: Mapping[str, str]) -> dict[str, Any]:
-    """What decides the answers, and so which journal they belong to."""
-    return {**settings.model_dump(exclude={"max_failed_share"}), "base": dict(base)}
+def journal_settings(settings: Synthesize, engine: str, base: Mapping[str, str]) -> dict[str, Any]:
+    """What decides the answers, and so which journal they belong to. engine: what `auto` has come to."""
+    return {**settings.model_dump(exclude={"max_failed_share", "engine"}), "engine": engine, "base": dict(base)}
 
 
-def count_missing(prompts: Iterable[Prompt], journal: Journal) -> tuple[int, int]:
-    """How many prompts there are, and how many of them have no answer yet."""
+def count_missing(prompts: Iterable[Prompt], samples: int, journal: Journal) -> tuple[int, int]:
+    """How many rows there are (prompts times samples), and how many of them are not done yet."""
     total = missing = 0
-    for prompt in prompts:
+    for job in _jobs(prompts, samples):
         total += 1
-        missing += prompt["id"] not in journal
+        missing += job.key not in journal
     return total, missing
 
 
 def synthesize(
     prompts: Callable[[], Iterable[Prompt]],
     journal: Journal,
-    endpoint: Endpoint,
+    servers: Sequence[Server],
     recipe: Recipe,
     *,
     max_failed_share: float,
-    concurrency: int,
-    say: Callable[[str], None],
+    concurrency: int | None,
+    say: Say,
     patience: Patience | None = None,
 ) -> RunStatistics:
-    """Answers what is missing. `prompts()` gives all rows, and is called twice: to count, and to ask.
+    """Answers what is missing. `prompts()` gives all prompts, and is called twice: to count, and to ask.
 
-    Raises DataError above `max_failed_share` (of all prompts), ServerError where the server is gone,
-    RequestRefused where it will have none of us. In every case what was answered is in the journal.
+    concurrency: requests in flight to each server; None finds the best number. Raises DataError above
+    `max_failed_share` (of all rows), ServerError where no server answers any more, RequestRefused where none will
+    have us. In every case what was answered is in the journal.
     """
-    total, missing = count_missing(prompts(), journal)
-    run = _Run(journal, recipe, RunStatistics(total, total - missing), max_failed_share * total)
-    client = Client(endpoint, concurrency, patience)
-    run_interruptible(run.all(prompts(), client, concurrency, say))
-    run.statistics.ended, run.statistics.retries = time.monotonic(), client.retries
-    for line in run.statistics.last_lines():
+    total, missing = count_missing(prompts(), recipe.sampling.samples, journal)
+    statistics = RunStatistics(total, total - missing)
+    run = _Run(journal, recipe, statistics, max_failed_share * total, say, patience or Patience())
+    run_interruptible(run.all(prompts(), servers, concurrency))
+    for line in statistics.last_lines():
         say(line)
-    return run.statistics
-
-
-def assemble(journal: Journal, prompts: Iterable[Prompt], out: Path) -> DataStatistics:
-    """Writes the answered rows in the prompts' order: the same answers give the same bytes."""
-    statistics = DataStatistics()
-    write_jsonl(out, _rows(journal, prompts, statistics))
     return statistics
 
 
-def _rows(journal: Journal, prompts: Iterable[Prompt], statistics: DataStatistics) -> Iterator[dict[str, Any]]:
-    for prompt in prompts:
-        if prompt["id"] not in journal:
+def assemble(journal: Journal, prompts: Iterable[Prompt], samples: int, out: Path) -> DataStatistics:
+    """Writes the answered rows in the prompts' order: the same answers give the same bytes."""
+    statistics = DataStatistics()
+    write_jsonl(out, _rows(journal, prompts, samples, statistics))
+    return statistics
+
+
+def _rows(
+    journal: Journal, prompts: Iterable[Prompt], samples: int, statistics: DataStatistics
+) -> Iterator[dict[str, Any]]:
+    for job in _jobs(prompts, samples):
+        if row := journal.row(job.key):
+            row["category"] = job.prompt["category"]
+            statistics.add(row)
+            yield row
+        elif job.key in journal:
+            statistics.dropped += 1
+        else:
             statistics.missing += 1
-            continue
-        row = {**journal.row(prompt["id"]), "id": prompt["id"], "category": prompt["category"]}
-        statistics.add(row)
-        yield row
+
+
+def _jobs(prompts: Iterable[Prompt], samples: int) -> Iterator[Job]:
+    return (Job(prompt, sample) for prompt in prompts for sample in range(samples))
 
 
 class _Run:
-    """The state that the workers of one run share."""
+    """The state that the servers of one run share. budget: rows that may fail."""
 
-    def __init__(self, journal: Journal, recipe: Recipe, statistics: RunStatistics, budget: float) -> None:
+    def __init__(
+        self, journal: Journal, recipe: Recipe, statistics: RunStatistics, budget: float, say: Say, patience: Patience
+    ) -> None:
         self.journal, self.recipe, self.statistics, self.budget = journal, recipe, statistics, budget
+        self.say, self.patience = say, patience
+        self.lanes: list[Lane] = []
+        self._dark_since: float | None = None  # no server has been well and answered since
 
-    async def all(self, prompts: Iterable[Prompt], client: Client, workers: int, say: Callable[[str], None]) -> None:
-        """Runs the workers to the end, or to the first error that concerns everyone."""
-        waiting = self._missing(prompts)
-        async with client, _reporting(self.statistics, say):
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(workers):
-                        group.create_task(self._work(waiting, client))
-            except BaseExceptionGroup as errors:  # as one error, which callers know how to show
-                raise _first(errors) from None
+    async def all(self, prompts: Iterable[Prompt], servers: Sequence[Server], concurrency: int | None) -> None:
+        """Answers every job, or stops at the first error that concerns everyone."""
+        jobs = _jobs(prompts, self.recipe.sampling.samples)
+        backlog = Backlog(job for job in jobs if self.journal.claim(job.key))
+        self.lanes = [Lane(server, self.patience, concurrency) for server in servers]
+        progress = Progress(self.say, self.statistics.line, lambda: (self.statistics.done, self.statistics.total))
+        try:
+            with progress:
+                await self._until_done(backlog, progress)
+        except BaseExceptionGroup as errors:  # as one error, which callers know how to show
+            raise _first(errors) from None
+        finally:
+            self.statistics.end((lane.statistics, lane.limit.value) for lane in self.lanes)
+            for lane in self.lanes:
+                await lane.close()
 
-    def _missing(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-        """Prompts without an answer, each once (two of the same id are one row)."""
-        drawn: set[str] = set()
-        for prompt in prompts:
-            if prompt["id"] not in self.journal and prompt["id"] not in drawn:
-                drawn.add(prompt["id"])
-                yield prompt
+    async def _until_done(self, backlog: Backlog, progress: Progress) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks: list[Coroutine[Any, Any, None]] = [progress.keep_showing()]
+            for lane in self.lanes:
+                tasks += [self._feed(lane, backlog, group), self._keep_well(lane)]
+            running = [group.create_task(task) for task in tasks]
+            await backlog.done.wait()
+            for task in running:
+                task.cancel()
 
-    async def _work(self, waiting: Iterator[Prompt], client: Client) -> None:
-        for prompt in waiting:
-            try:
-                made = await regenerate(prompt, client, self.recipe)
-            except RowFailed as failure:
-                self._record_failure(prompt["id"], failure)
-                continue
-            self.journal.answered(made.row(prompt, self.recipe))
-            self.statistics.add(made)
+    async def _feed(self, lane: Lane, backlog: Backlog, group: asyncio.TaskGroup) -> None:
+        """Gives a server a row whenever it has a slot."""
+        while True:
+            await lane.acquire()
+            if (job := await backlog.take()) is None:
+                return
+            task = group.create_task(self._answer(lane, job, backlog))
+            lane.rows.add(task)
+            task.add_done_callback(lane.rows.discard)
 
-    def _record_failure(self, row_id: str, failure: RowFailed) -> None:
-        self.journal.failed(row_id, failure.kind, str(failure))
+    async def _answer(self, lane: Lane, job: Job, backlog: Backlog) -> None:
+        """One row, from its slot to the journal or back to the backlog."""
+        try:
+            self._record(job, await regenerate(job, lane, self.recipe))
+        except RowDropped as dropped:
+            self.journal.dropped_row(job.key, dropped.kind)
+            self.statistics.dropped[dropped.kind] += 1
+        except RowFailed as failure:
+            self._record_failure(job, failure)
+        except SetAside as error:
+            job.lost += error.mine
+            if job.lost < self.patience.attempts:
+                backlog.give_back(job)
+                return
+            self._record_failure(job, RowFailed("server_lost", f"the server failed at it {job.lost} times"))
+        except asyncio.CancelledError:
+            if not _recalled(lane):
+                raise
+            backlog.give_back(job)
+            return
+        finally:
+            lane.release()
+        backlog.finish()
+
+    def _record(self, job: Job, made: Any) -> None:
+        self.journal.answered(job.key, made.row(job, self.recipe))
+        self.statistics.add(made)
+
+    def _record_failure(self, job: Job, failure: RowFailed) -> None:
+        self.journal.failed(job.key, failure.kind, str(failure))
         self.statistics.add_failure(failure.kind, str(failure))
         failed = self.statistics.failures.total()
         if failed > self.budget:
@@ -128,23 +177,61 @@ class _Run:
                 f"allows: {self.statistics.failure_summary()}"
             )
 
+    async def _keep_well(self, lane: Lane) -> None:
+        """Connects a server again whenever it was set aside, until it is gone for good."""
+        while True:
+            await lane.watch()
+            others = any(other.well for other in self.lanes)
+            self.say(f"{lane.server.url} is set aside: {lane.reason}" + ("; the others go on" if others else ""))
+            while not (lane.well or lane.gone):
+                self._check_outage()
+                await asyncio.sleep(self.patience.wait(lane.connects + 1))
+                await self._reconnect(lane)
+            if lane.gone:
+                self._leave(lane, lane.gone)
+                return
+            self.say(f"{lane.server.url} answers again")
+
+    async def _reconnect(self, lane: Lane) -> None:
+        try:
+            await lane.reconnect()
+        except ServerEnded as error:
+            lane.gone = error
+        except ServerError as error:
+            lane.reason = str(error)
+        except SpecdecError as error:
+            lane.gone = error
+
+    def _check_outage(self) -> None:
+        """Raises ServerError when no server has been of use for too long. A connection alone is of no use."""
+        now, answered = time.monotonic(), max(lane.statistics.last_answer for lane in self.lanes)
+        if any(lane.well for lane in self.lanes) or self._dark_since is None or answered > self._dark_since:
+            self._dark_since = now
+        if now - self._dark_since < self.patience.outage:
+            return
+        reasons = "; ".join(f"{lane.server.url}: {lane.reason}" for lane in self.lanes)
+        raise ServerError(
+            f"no server has answered for {self.patience.outage:.0f} s ({reasons}); what was answered is kept: run "
+            "the same command again"
+        )
+
+    def _leave(self, lane: Lane, error: SpecdecError) -> None:
+        """Goes on without a server. Raises its error where it was the last one."""
+        if all(other.gone for other in self.lanes):
+            raise error
+        self.say(f"{lane.server.url} is left out from here on: {error}")
+
+
+def _recalled(lane: Lane) -> bool:
+    """Whether this task was cancelled because its server was set aside, and for no other reason."""
+    task = asyncio.current_task()
+    assert task is not None
+    if task not in lane.recalled:
+        return False
+    lane.recalled.discard(task)
+    return task.uncancel() == 0
+
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-@contextlib.asynccontextmanager
-async def _reporting(statistics: RunStatistics, say: Callable[[str], None]) -> Any:
-    """A progress line every few seconds while the block runs."""
-
-    async def report() -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            say(statistics.line())
-
-    task = asyncio.create_task(report())
-    try:
-        yield
-    finally:
-        task.cancel()

@@ -1,38 +1,78 @@
 """What a run did, in figures: those of the data (the same for the same answers) and those of this run's
 speed."""
 
-import array
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from specdec.synthesis.answer import Answer
 from specdec.synthesis.conversation import Regenerated
+from specdec.synthesis.histogram import Histogram
+
+
+@dataclass
+class LaneStatistics:
+    """Counts the requests of one server. Rows that were lost with it count too: it did answer them.
+
+    last_answer: when, on the monotonic clock.
+    """
+
+    url: str
+    requests: int = 0
+    retries: int = 0
+    tokens: int = 0
+    set_aside: int = 0
+    last_answer: float = 0.0
+    latencies: Histogram = field(default_factory=Histogram)
+
+    def add(self, answer: Answer, tokens: int) -> None:
+        """Counts one answered request."""
+        self.requests += 1
+        self.tokens += tokens
+        self.last_answer = time.monotonic()
+        self.latencies.add(answer.seconds)
+
+    def figures(self, all_tokens: int, in_flight: int) -> dict[str, Any]:
+        """share: of the answer tokens of all servers. in_flight: what the limit came to."""
+        return {
+            "requests": self.requests,
+            "retries": self.retries,
+            "answer_tokens": self.tokens,
+            "share": round(self.tokens / all_tokens, 4) if all_tokens else None,
+            "set_aside": self.set_aside,
+            "in_flight": in_flight,
+            "latency_seconds": self.latencies.percentiles(),
+        }
 
 
 @dataclass
 class RunStatistics:
-    """Counts one run as it goes. Memory grows by 8 bytes a request (latencies), for exact percentiles."""
+    """Counts one run as it goes. Memory does not grow with the rows."""
 
     total: int
     before: int
     answered: int = 0
-    retries: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    continued: int = 0
     prompts_differ: int = 0
     counts_differ: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    latencies: Histogram = field(default_factory=Histogram)
+    lanes: dict[str, dict[str, Any]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
-    latencies: "array.array[float]" = field(default_factory=lambda: array.array("d"))
 
     def add(self, made: Regenerated) -> None:
         """Counts one finished row."""
         self.answered += 1
         self.tokens += sum(len(segment["token_ids"]) for segment in made.segments)
-        self.latencies.extend(answer.seconds for answer in made.answers)
+        for answer in made.answers:
+            self.latencies.add(answer.seconds)
+            self.continued += answer.pieces > 1
         self.prompts_differ += made.prompts_differ
         self.counts_differ += made.counts_differ
 
@@ -41,30 +81,44 @@ class RunStatistics:
         self.failures[kind] += 1
         self.examples.setdefault(kind, message)
 
+    def end(self, lanes: Iterable[tuple[LaneStatistics, int]]) -> None:
+        """Stops the clock. lanes: of each server its counts, and the requests in flight that its limit came to."""
+        self.ended = time.monotonic()
+        lanes = list(lanes)
+        tokens = sum(lane.tokens for lane, _ in lanes)
+        self.lanes = {lane.url: lane.figures(tokens, in_flight) for lane, in_flight in lanes}
+
     def seconds(self) -> float:
         """Of this run, so far or to its end; above 0."""
         return max((self.ended or time.monotonic()) - self.began, 1e-9)
 
     @property
+    def here(self) -> int:
+        """Rows that this run is through with."""
+        return self.answered + self.dropped.total() + self.failures.total()
+
+    @property
     def done(self) -> int:
         """Rows that need no more work in this run."""
-        return self.before + self.answered + self.failures.total()
+        return self.before + self.here
 
     def line(self) -> str:
         """Progress for people: rows, speed, failures, time left."""
-        seconds = self.seconds()
-        here = self.answered + self.failures.total()
-        left = f"{(self.total - self.done) * seconds / here:.0f} s left" if here else "time left not known yet"
-        return (
-            f"{self.done}/{self.total} rows, {self.tokens / seconds:.0f} tokens/s, "
-            f"{self.failures.total()} failed, {left}"
-        )
+        return f"{self.done}/{self.total} rows, {self.speed()}"
+
+    def speed(self) -> str:
+        """`1234 tokens/s, 0 failed, 56 s left`."""
+        seconds, here = self.seconds(), self.here
+        left = f"{_time((self.total - self.done) * seconds / here)} left" if here else "time left not known yet"
+        return f"{self.tokens / seconds:.0f} tokens/s, {self.failures.total()} failed, {left}"
 
     def last_lines(self) -> list[str]:
         """The end of a run for people: progress, and what they should know."""
         lines = [self.line()]
         if self.failures:
             lines.append(f"failed, and asked again by the next run: {self.failure_summary()}")
+        if self.dropped:
+            lines.append(f"dropped, as synthesize.sampling.cut_off says: {self.dropped.total()} rows")
         if self.prompts_differ:
             lines.append(
                 f"warning: the server rendered {self.prompts_differ} prompts to other tokens than the base's "
@@ -72,6 +126,9 @@ class RunStatistics:
             )
         if self.counts_differ:
             lines.append(f"warning: {self.counts_differ} answers were said in other tokens than re-made")
+        if len(self.lanes) > 1:
+            shares = ", ".join(f"{url} {figures['share'] or 0:.0%}" for url, figures in self.lanes.items())
+            lines.append(f"answer tokens by server: {shares}")
         return lines
 
     def failure_summary(self) -> str:
@@ -84,16 +141,26 @@ class RunStatistics:
         return {
             "rows_before": self.before,
             "rows_answered": self.answered,
-            "requests": len(self.latencies),
-            "retries": self.retries,
+            "rows_dropped": dict(sorted(self.dropped.items())),
+            "requests": sum(lane["requests"] for lane in self.lanes.values()),
+            "retries": sum(lane["retries"] for lane in self.lanes.values()),
             "failures": dict(sorted(self.failures.items())),
+            "answers_continued": self.continued,
             "prompts_rendered_differently": self.prompts_differ,
             "token_counts_differ": self.counts_differ,
             "seconds": round(seconds, 3),
             "answer_tokens": self.tokens,
             "tokens_per_second": round(self.tokens / seconds, 2) if self.answered else None,
-            "latency_seconds": percentiles(self.latencies),
+            "latency_seconds": self.latencies.percentiles(),
+            "servers": self.lanes,
         }
+
+
+def _time(seconds: float) -> str:
+    """`42 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass
@@ -102,17 +169,20 @@ class DataStatistics:
 
     rows: int = 0
     missing: int = 0
+    dropped: int = 0
     turns: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     token_ids_from: Counter[str] = field(default_factory=Counter)
+    temperatures: Counter[float] = field(default_factory=Counter)
 
     def add(self, row: dict[str, Any]) -> None:
         """Counts one row that is written."""
         self.rows += 1
         self.turns += len(row["segments"])
         self.token_ids_from[row["token_ids_from"]] += 1
+        self.temperatures[row["sampling"]["temperature"]] += 1
         for segment in row["segments"]:
             self.prompt_tokens += len(segment["prompt_token_ids"])
             self.answer_tokens += len(segment["token_ids"])
@@ -123,17 +193,11 @@ class DataStatistics:
         return {
             "rows": self.rows,
             "rows_missing": self.missing,
+            "rows_dropped": self.dropped,
             "turns": self.turns,
             "prompt_tokens": self.prompt_tokens,
             "answer_tokens": self.answer_tokens,
             "finish_reasons": dict(sorted(self.finish_reasons.items())),
             "token_ids_from": dict(sorted(self.token_ids_from.items())),
+            "temperatures": {f"{value:g}": n for value, n in sorted(self.temperatures.items())},
         }
-
-
-def percentiles(values: Sequence[float], wanted: Sequence[int] = (50, 90, 99)) -> dict[str, float] | None:
-    """Nearest-rank percentiles by name (`p50`), or None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return {f"p{p}": round(ordered[min(len(ordered) * p // 100, len(ordered) - 1)], 4) for p in wanted}

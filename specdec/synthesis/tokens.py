@@ -24,6 +24,9 @@ class Tokens(Protocol):
     def answer_ids(self, answer: Answer) -> list[int]:
         """The ids of an answer, end of turn included. Raises RowFailed('retokenisation')."""
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What a server shows of these ids: without special tokens."""
+
 
 class BaseTokens:
     """`Tokens` by the tokenizer in the base's folder."""
@@ -58,3 +61,10 @@ class BaseTokens:
         if decoded != answer.text or REPLACEMENT in answer.text:
             raise RowFailed("retokenisation", "the answer's text does not survive the base's tokenizer")
         return [*ids, self._tokenizer.eos_token_id] if answer.finish_reason == "stop" else list(ids)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decoded without special tokens, and with no space taken out."""
+        decoded: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return decoded

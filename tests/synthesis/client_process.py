@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from specdec.config import Sampling
 from specdec.io import read_jsonl
-from specdec.synthesis import Capabilities, Endpoint, Journal, Recipe, assemble, synthesize
+from specdec.synthesis import Capabilities, Endpoint, Journal, Recipe, Server, assemble, synthesize
 from stages import run
+from tests.settings import sampling
 
 
 class CharacterTokens:
@@ -24,11 +24,12 @@ class CharacterTokens:
 def main() -> None:
     url, key, prompts, folder, out = sys.argv[1:]
     rows = list(read_jsonl(Path(prompts)))
-    recipe = Recipe(Sampling(temperature=0.0, top_p=1.0, max_tokens=64), 100_000, {"weights": "w"}, CharacterTokens())
+    recipe = Recipe(sampling(), 100_000, {"weights": "w"}, CharacterTokens())
     endpoint = Endpoint(url, "base", "vllm", SecretStr(key), Capabilities())
-    with Journal.open(Path(folder), {"sampling": "greedy"}) as journal:
-        synthesize(lambda: rows, journal, endpoint, recipe, max_failed_share=0.0, concurrency=4, say=print)
-        assemble(journal, rows, Path(out))
+    with Journal.open(Path(folder) / "journal.jsonl", {"sampling": "greedy"}) as journal:
+        server = Server(url, lambda: endpoint, endpoint)
+        synthesize(lambda: rows, journal, [server], recipe, max_failed_share=0.0, concurrency=4, say=print)
+        assemble(journal, rows, 1, Path(out))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from specdec.config import Sampling
-from specdec.synthesis import Capabilities, Endpoint, Patience, Recipe
+from specdec.synthesis import Capabilities, Endpoint, Patience, Recipe, Server, probe
+from tests.settings import sampling
 
 KEY = "sk-scripted-3f2a"
 BASE = {"weights": "w" * 64, "tokenizer": "t" * 64, "chat_template": "c" * 64}
-GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=64)
+GREEDY = sampling()
 
 # What happens to the n-th request (from 0) that ends with this message.
 Plan = Callable[[str, int], str]
@@ -37,6 +37,9 @@ class CharacterTokens:
 
     def answer_ids(self, answer: Any) -> list[int]:
         return [ord(c) for c in answer.text]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in token_ids if i != 2)
 
 
 class Scripted:
@@ -179,6 +182,12 @@ def endpoint() -> Callable[..., Endpoint]:
     return make
 
 
+def known(endpoint: Endpoint) -> Server:
+    """A server that is connected at the start without asking it anything, and later with a real request."""
+    fields = dict(endpoint.capabilities.fields)
+    return Server(endpoint.url, lambda: probe(endpoint, fields, GREEDY), endpoint)
+
+
 @pytest.fixture
 def recipe() -> Recipe:
     return Recipe(GREEDY, 100_000, BASE, CharacterTokens())
@@ -186,8 +195,10 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def hasty() -> Patience:
-    """Gives up in well under a second."""
-    return Patience(attempts=7, first_wait=0.002, longest_wait=0.01, connect=1.0, read=0.25, total=0.5)
+    """Gives up in about a second."""
+    return Patience(
+        attempts=7, first_wait=0.002, longest_wait=0.01, connect=1.0, read=0.25, total=0.5, watch=0.1, outage=0.5
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.errors import DataError, TransientError
-from specdec.synthesis import Journal
+from specdec.synthesis import Journal, journal_path
 from specdec.synthesis.journal import VERSION
 from specdec.synthesis.run import assemble
 
@@ -24,16 +24,16 @@ def row(number: int) -> dict[str, Any]:
 
 
 def filled(folder: Path, count: int = 3) -> Path:
-    with Journal.open(folder, SETTINGS) as journal:
+    with Journal.open(folder / "j.jsonl", SETTINGS) as journal:
         for number in range(count):
-            journal.answered(row(number))
+            journal.answered(f"r{number}", row(number))
         journal.failed("bad", "http_400", "no")
         return journal.path
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
     filled(tmp_path)
-    with Journal.open(tmp_path, SETTINGS) as journal:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         assert len(journal) == 3
         assert [journal.row(f"r{i}") for i in range(3)] == [row(i) for i in range(3)]
         assert "bad" not in journal
@@ -42,17 +42,17 @@ def test_rows_come_back(tmp_path: Path) -> None:
 
 def test_a_failed_row_can_be_answered_later(tmp_path: Path) -> None:
     filled(tmp_path)
-    with Journal.open(tmp_path, SETTINGS) as journal:
-        journal.answered({"id": "bad"})
-    with Journal.open(tmp_path, SETTINGS) as journal:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        journal.answered("bad", {"id": "bad"})
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         assert "bad" in journal
         assert not journal.failures
 
 
 def test_a_row_is_answered_once(tmp_path: Path) -> None:
     filled(tmp_path)
-    with Journal.open(tmp_path, SETTINGS) as journal, pytest.raises(AssertionError, match="twice"):
-        journal.answered(row(0))
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal, pytest.raises(AssertionError, match="twice"):
+        journal.answered(f"r{0}", row(0))
 
 
 @given(cut=st.integers(min_value=0, max_value=400))
@@ -62,9 +62,9 @@ def test_a_torn_end_is_cut_off_wherever_it_is(tmp_path_factory: pytest.TempPathF
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     kept = whole[: max(0, len(whole) - cut)].count(b"\n")
-    with Journal.open(folder, SETTINGS) as journal:
+    with Journal.open(folder / "j.jsonl", SETTINGS) as journal:
         assert len(journal) == max(0, min(3, kept - 1))
-        journal.answered({"id": "new"})
+        journal.answered("new", {"id": "new"})
     lines = path.read_bytes().splitlines(keepends=True)
     assert all(line.endswith(b"\n") and json.loads(line) for line in lines)
     assert len(lines) == max(1, kept) + 1
@@ -74,7 +74,7 @@ def test_blocks_of_zeros_at_the_end_are_cut_off(tmp_path: Path) -> None:
     path = filled(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole + b"\0" * 100)
-    with Journal.open(tmp_path, SETTINGS) as journal:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         assert len(journal) == 3
     assert path.read_bytes() == whole
 
@@ -85,44 +85,71 @@ def test_damage_in_the_middle_is_refused_and_left_alone(tmp_path: Path) -> None:
     damaged = b"".join([*lines[:2], b"{oops\n", *lines[3:]])
     path.write_bytes(damaged)
     with pytest.raises(DataError, match="damaged at line 3"):
-        Journal.open(tmp_path, SETTINGS)
+        Journal.open(tmp_path / "j.jsonl", SETTINGS)
     assert path.read_bytes() == damaged
 
 
 def test_other_settings_have_another_file(tmp_path: Path) -> None:
-    filled(tmp_path)
-    with Journal.open(tmp_path, {"temperature": 1.0}) as other:
-        assert len(other) == 0
-    assert len(list(tmp_path.iterdir())) == 2
+    paths = {journal_path(tmp_path, s) for s in (SETTINGS, {"temperature": 1.0}, {"temperature": 0.0, "top_p": 1.0})}
+    assert len(paths) == 3
+    assert journal_path(tmp_path, dict(SETTINGS)) == journal_path(tmp_path, SETTINGS)
 
 
-def test_a_file_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
+def test_a_journal_of_other_settings_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = filled(tmp_path)
-    with Journal.open(tmp_path, {"temperature": 1.0}) as other:
-        wrong = other.path
-    path.replace(wrong)
-    with pytest.raises(DataError, match="other settings or another base"):
-        Journal.open(tmp_path, {"temperature": 1.0})
+    before = path.read_bytes()
+    other = {"temperature": 1.0, "base": {"weights": "x"}}
+    with pytest.raises(
+        DataError, match=r"base.weights was None and is 'x'; temperature was 0.0 and is 1.0\): restore"
+    ):
+        Journal.open(path, other)
+    assert path.read_bytes() == before
+    Journal.open(path, SETTINGS).close()
+
+
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"id": "somebody\'s data"}\n')
+    with pytest.raises(DataError, match="no journal of this version"):
+        Journal.open(path, SETTINGS)
+    assert path.read_text() == '{"id": "somebody\'s data"}\n'
+
+
+def test_a_claimed_row_is_asked_once_and_a_failed_one_again(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        assert [journal.claim(key) for key in ("r0", "bad", "bad", "new", "new")] == [False, True, False, True, False]
+        assert "bad" not in journal
+        assert len(journal) == 3
+
+
+def test_a_dropped_row_is_done_and_has_no_answer(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        journal.dropped_row("cut", "cut_off")
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        assert "cut" in journal
+        assert not journal.claim("cut")
+        assert journal.row("cut") is None
+        assert journal.dropped == {"cut_off": 1}
 
 
 def test_rows_come_back_between_appends(tmp_path: Path) -> None:
     """Rows of this run and of the one before, read in any order while more are written."""
     filled(tmp_path)
-    with Journal.open(tmp_path, SETTINGS) as journal:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         for number in range(3, 40):
-            journal.answered(row(number))
+            journal.answered(f"r{number}", row(number))
             journal.failed(f"bad{number}", "http_400", "ä" * number)
             for read in {0, 2, number // 2, number}:
                 assert journal.row(f"r{read}") == row(read)
-        with pytest.raises(KeyError):
-            journal.row("bad")
-    with Journal.open(tmp_path, SETTINGS) as journal:
+        assert journal.row("bad") is None
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         assert [journal.row(f"r{i}") for i in reversed(range(40))] == [row(i) for i in reversed(range(40))]
 
 
 def test_a_row_is_read_with_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path)
-    with Journal.open(tmp_path, SETTINGS) as journal:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         file, real, calls = journal._file, os.pread, []
         monkeypatch.setattr(os, "pread", lambda *a: calls.append(a) or real(*a))
         monkeypatch.setattr(journal, "_file", NotToBeRead(file))
@@ -139,33 +166,37 @@ class NotToBeRead:
 
 
 def test_another_meaning_of_a_request_is_another_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = filled(tmp_path)
-    header = json.loads(old.read_text().splitlines()[0])
-    assert (header["version"], header["settings"]) == (VERSION, SETTINGS)
+    path, named = filled(tmp_path), journal_path(tmp_path, SETTINGS)
     monkeypatch.setattr("specdec.synthesis.journal.VERSION", VERSION + 1)
-    with Journal.open(tmp_path, SETTINGS) as journal:
-        assert journal.path != old
-        assert len(journal) == 0
+    assert journal_path(tmp_path, SETTINGS) != named
+    with pytest.raises(DataError, match="an older version of specdec"):
+        Journal.open(path, SETTINGS)
 
 
 def test_the_category_is_the_prompts_and_not_the_journals(tmp_path: Path) -> None:
-    answer = {"messages": [], "segments": [], "sampling": {}, "base": {}, "token_ids_from": "server"}
-    with Journal.open(tmp_path, SETTINGS) as journal:
-        journal.answered({"id": "r", "category": "old", **answer})
-        assemble(journal, [{"id": "r", "category": "new", "messages": []}], tmp_path / "out.jsonl")
+    answer = {
+        "messages": [],
+        "segments": [],
+        "sampling": {"temperature": 0.0},
+        "base": {},
+        "token_ids_from": "server",
+    }
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        journal.answered("r/0", {"id": "r", "sample": 0, "category": "old", **answer})
+        assemble(journal, [{"id": "r", "category": "new", "messages": []}], 1, tmp_path / "out.jsonl")
     (made,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert made == {"id": "r", "category": "new", **answer}
-    assert list(made)[:2] == ["id", "category"]
+    assert made == {"id": "r", "sample": 0, "category": "new", **answer}
+    assert list(made)[:3] == ["id", "sample", "category"]
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from specdec.synthesis.journal import Journal; import sys\n"
-        f"Journal.open(Path({str(tmp_path)!r}), {SETTINGS!r})"
+        f"Journal.open(Path({str(tmp_path)!r}) / 'j.jsonl', {SETTINGS!r})"
     )
-    with Journal.open(tmp_path, SETTINGS):
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS):
         with pytest.raises(TransientError, match="in use by another run"):
-            Journal.open(tmp_path, SETTINGS)
+            Journal.open(tmp_path / "j.jsonl", SETTINGS)
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "TransientError" in other.stderr
-    Journal.open(tmp_path, SETTINGS).close()
+    Journal.open(tmp_path / "j.jsonl", SETTINGS).close()

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from specdec.config import Sampling
 from specdec.errors import RequestRefused, ServerError
 from specdec.synthesis import Endpoint, probe
+from tests.settings import sampling
 
-HOT = Sampling(temperature=0.5, top_p=0.9, max_tokens=100)
+HOT = sampling(0.5, 100, top_p=0.9)
 WISHED = {"return_token_ids": True, "top_k": -1, "min_p": 0.0}
 
 

@@ -13,6 +13,8 @@ from specdec.errors import DataError, RequestRefused, ServerError
 from specdec.io import read_jsonl
 from specdec.synthesis import Endpoint, Journal, Patience, Recipe, assemble, synthesize
 from specdec.synthesis.statistics import RunStatistics
+from tests.settings import sampling
+from tests.synthesis.conftest import known
 
 KEY = "sk-scripted-3f2a"
 PASSING = ("429", "500", "503", "502", "reset", "garbage", "truncated", "html")
@@ -28,18 +30,18 @@ def go(
     """One run over `rows`; returns its statistics and the assembled rows."""
 
     def run(server: Any, rows: Rows, share: float = 1.0, key: str = KEY, **able: Any) -> tuple[RunStatistics, Rows]:
-        with Journal.open(journal_folder, {"settings": "same"}) as journal:
+        with Journal.open(journal_folder / "j.jsonl", {"settings": "same"}) as journal:
             statistics = synthesize(
                 lambda: rows,
                 journal,
-                endpoint(server, key, **able),
+                [known(endpoint(server, key, **able))],
                 recipe,
                 max_failed_share=share,
                 concurrency=8,
                 say=lambda _line: None,
                 patience=hasty,
             )
-            assemble(journal, rows, tmp_path / "out.jsonl")
+            assemble(journal, rows, recipe.sampling.samples, tmp_path / "out.jsonl")
         return statistics, list(read_jsonl(tmp_path / "out.jsonl"))
 
     return run
@@ -69,10 +71,10 @@ def test_each_turn_is_regenerated_on_its_own_history(scripted: Any, go: Any, pro
         assert made["messages"] == expected_messages(row, scripted_reply)
         users = [m for m in row["messages"] if m["role"] == "user"]
         assert len(made["segments"]) == len(users)
-        assert set(made) == {"id", "category", "messages", "segments", "sampling", "base", "token_ids_from"}
+        assert set(made) == {"id", "sample", "category", "messages", "segments", "sampling", "base", "token_ids_from"}
         assert made["token_ids_from"] == "server"
         assert made["segments"][0]["token_ids"][-1] == 2
-        assert made["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 64}
+        assert made["sampling"] == {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 64}
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -99,8 +101,8 @@ def test_every_row_ends_answered_or_recorded(
     assert [r["id"] for r in out] == [r["id"] for r in rows if r["id"] not in doomed]
     assert statistics.failures.total() == len(doomed)
     assert set(statistics.failures) <= set(FINAL.values())
-    entries = [e for e in read_jsonl(next(journal_folder.iterdir())) if "id" in e]
-    assert sorted(e["id"] for e in entries) == sorted(r["id"] for r in rows)
+    entries = [e for e in read_jsonl(next(journal_folder.iterdir())) if "key" in e]
+    assert sorted(e["key"] for e in entries) == sorted(f"{r['id']}/0" for r in rows)
     for row, made in zip((r for r in rows if r["id"] not in doomed), out, strict=True):
         assert made["messages"] == expected_messages(row, scripted_reply)
 
@@ -145,7 +147,7 @@ def test_without_the_servers_token_ids_they_are_remade(scripted: Any, go: Any, p
 
 
 def test_all_sampling_settings_are_sent(scripted: Any, go: Any, prompts: Any, recipe: Recipe) -> None:
-    hot = recipe.sampling.model_copy(update={"temperature": 0.7, "top_p": 0.9})
+    hot = sampling(0.7, top_p=0.9)
     object.__setattr__(recipe, "sampling", hot)
     server = scripted()
     go(server, prompts(4), fields={"return_token_ids": True, "top_k": -1}, seeds=True)
@@ -187,7 +189,7 @@ def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: A
         return "ok"
 
     holder.append(scripted(plan))
-    with pytest.raises(ServerError, match=r"stopped answering .* run the same command again"):
+    with pytest.raises(ServerError, match=r"no server has answered for .* run the same command again"):
         go(holder[0], rows)
     statistics, out = go(scripted(), rows)
     assert statistics.before >= 4
@@ -197,7 +199,7 @@ def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: A
 def test_a_dead_engine_behind_a_living_door_is_a_server_error(scripted: Any, go: Any, prompts: Any) -> None:
     server = scripted(lambda _last, _n: "500")
     server.health = 503
-    with pytest.raises(ServerError, match="stopped answering"):
+    with pytest.raises(ServerError, match="no server has answered"):
         go(server, prompts(4))
 
 
@@ -227,11 +229,11 @@ def test_memory_holds_no_task_per_row(
         return "ok"
 
     server.plan = watch
-    with Journal.open(journal_folder, {}) as journal:
+    with Journal.open(journal_folder / "j.jsonl", {}) as journal:
         synthesize(
             source,
             journal,
-            endpoint(server),
+            [known(endpoint(server))],
             recipe,
             max_failed_share=0.0,
             concurrency=4,

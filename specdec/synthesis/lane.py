@@ -1,0 +1,185 @@
+"""One server in a run: its slots, its tries, and whether it is set aside.
+
+A server is set aside when its `/health` says so, or when request after request fails while `/health` is fine. Its
+rows go back to the backlog, for the others or for later, and it is connected again by one real request.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from specdec.errors import RequestRefused, SpecdecError
+from specdec.synthesis.answer import Answer, RowFailed
+from specdec.synthesis.client import Client, MayPass, Patience
+from specdec.synthesis.endpoint import Endpoint, Server
+from specdec.synthesis.interruptible import in_thread
+from specdec.synthesis.limit import MOST, START, Limit
+from specdec.synthesis.request import CHAT, COMPLETIONS, Draw, Message, chat_body, completion_body
+from specdec.synthesis.statistics import LaneStatistics
+
+UNHEALTHY_LOOKS = 3  # in a row, until a server that fails no request is set aside
+ROUNDS_OF_FAILURE = 3  # rows' worth of tries in a row, until a server with a good /health is set aside
+HEALTH_HOLDS = 1.0  # seconds that one good look at /health is believed
+
+
+class SetAside(Exception):
+    """The server takes no requests now. `mine`: it was this request that found out."""
+
+    def __init__(self, mine: bool) -> None:
+        super().__init__()
+        self.mine = mine
+
+
+class Lane:
+    """A server, its client and its limit. concurrency: a fixed number of requests in flight; None finds it.
+
+    gone: why it is not to be connected again. reason: why it is set aside. connects: since its last answer.
+    """
+
+    def __init__(self, server: Server, patience: Patience, concurrency: int | None) -> None:
+        self.server, self.patience, self._concurrency = server, patience, concurrency
+        self.statistics = LaneStatistics(server.url)
+        self.gone: SpecdecError | None = None
+        self.reason = "it did not answer at the start"
+        self.limit, self.in_flight = Limit(1, 1), 0
+        self._client: Client | None = None
+        self.rows: set[asyncio.Task[None]] = set()
+        self.recalled: set[asyncio.Task[Any]] = set()
+        self._well, self._down, self._freed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._down.set()
+        self._failed_in_a_row, self._healthy_at, self.connects = 0, 0.0, 0
+        if server.endpoint:
+            self._use(server.endpoint)
+
+    @property
+    def well(self) -> bool:
+        """Whether it takes requests."""
+        return self._well.is_set()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server as it was last connected."""
+        return self._connected.endpoint
+
+    @property
+    def _connected(self) -> Client:
+        assert self._client is not None, "a lane takes requests only when it is well"
+        return self._client
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._client:
+            await self._client.close()
+
+    async def acquire(self) -> None:
+        """Waits for a slot: the server is well, and fewer requests are in flight than its limit. One waiter."""
+        while True:
+            await self._well.wait()
+            self._freed.clear()
+            if self.in_flight < self.limit.value:
+                self.in_flight += 1
+                return
+            await self._freed.wait()
+
+    def release(self) -> None:
+        """Gives a slot back."""
+        self.in_flight -= 1
+        self._freed.set()
+
+    async def chat(self, messages: Sequence[Message], draw: Draw, seed: int | None) -> Answer:
+        """The base's next turn. Raises RowFailed or SetAside."""
+        return await self._ask(CHAT, chat_body(self.endpoint, messages, draw, seed))
+
+    async def resume(self, token_ids: Sequence[int], draw: Draw, max_tokens: int, seed: int | None) -> Answer:
+        """What follows behind `token_ids`. Raises RowFailed or SetAside."""
+        return await self._ask(COMPLETIONS, completion_body(self.endpoint, token_ids, draw, max_tokens, seed))
+
+    async def watch(self) -> None:
+        """Looks at the server's health now and then; returns when it is set aside, by this or by a request."""
+        unhealthy = 0
+        while not self._down.is_set():
+            try:
+                await asyncio.wait_for(self._down.wait(), self.patience.watch)
+            except TimeoutError:
+                unhealthy = 0 if await self._connected.healthy() else unhealthy + 1
+                if unhealthy == UNHEALTHY_LOOKS:
+                    self._set_aside("its /health fails")
+
+    async def reconnect(self) -> None:
+        """Connects again. Raises ServerError where that may be tried again, else what makes it `gone`."""
+        self.connects += 1
+        endpoint = await in_thread(self.server.connect)
+        await self.close()
+        self._use(endpoint)
+
+    def _use(self, endpoint: Endpoint) -> None:
+        most = self._concurrency or endpoint.most_in_flight or MOST
+        self.limit = Limit(self._concurrency or START, most)
+        self._client = Client(endpoint, most, self.patience)
+        self._failed_in_a_row = 0
+        self._down.clear()
+        self._well.set()
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
+        attempt = 1
+        while self.well:
+            try:
+                answer = await self._connected.post(path, body)
+            except MayPass as failure:
+                await self._failed(failure)
+                if attempt >= self.patience.attempts:
+                    raise RowFailed(failure.kind, str(failure)) from None
+                self.statistics.retries += 1
+                await asyncio.sleep(self.patience.wait(attempt, failure.asked))
+                attempt += 1
+            except RequestRefused as error:
+                self.gone = error
+                self._set_aside(str(error))
+            else:
+                self._answered(answer)
+                return answer
+        raise SetAside(mine=False)
+
+    def _answered(self, answer: Answer) -> None:
+        self._failed_in_a_row = self.connects = 0
+        tokens = answer.completion_tokens if answer.token_ids is None else len(answer.token_ids)
+        self.limit.answered(len(answer.text) if tokens is None else tokens, self.in_flight >= self.limit.value)
+        self.statistics.add(answer, tokens or 0)
+        self._freed.set()  # the limit may have risen
+
+    async def _failed(self, failure: MayPass) -> None:
+        """Tells one unlucky row from a server that is gone. Raises SetAside in the second case."""
+        if failure.overload:
+            self.limit.overloaded()
+        if failure.kind == "http_429":  # it answers; it only wants less
+            return
+        self._failed_in_a_row += 1
+        if not await self._is_healthy():
+            reason = str(failure)
+        elif self._failed_in_a_row >= ROUNDS_OF_FAILURE * self.patience.attempts:
+            reason = f"{self._failed_in_a_row} requests in a row failed, the last with {failure}"
+        else:
+            return
+        self._set_aside(reason)
+        raise SetAside(mine=True)
+
+    async def _is_healthy(self) -> bool:
+        if time.monotonic() - self._healthy_at < HEALTH_HOLDS:
+            return True
+        healthy = await self._connected.healthy()
+        if healthy:
+            self._healthy_at = time.monotonic()
+        return healthy
+
+    def _set_aside(self, reason: str) -> None:
+        """No more requests; those in flight may hang on a dead connection, and are called back."""
+        if not self.well:
+            return
+        self.reason, self._healthy_at = reason, 0.0
+        self.statistics.set_aside += 1
+        self._well.clear()
+        self._down.set()
+        for task in self.rows - {asyncio.current_task()}:
+            self.recalled.add(task)
+            task.cancel()

@@ -1,0 +1,123 @@
+"""How many requests are in flight to one server: found by trying, since no server says how many it likes.
+
+A batching server's throughput rises with the requests in flight up to a knee, and stays flat behind it while every
+request just waits longer. So we climb as long as throughput (answer tokens a second) rises with it, and settle at
+the lowest number that had it. From there we look around now and then, since prompts and neighbours change. Overload
+(429, 503, a timeout) steps down at once.
+
+Throughput is measured over a window: after a change, as many answers as requests are in flight are let pass (they
+were begun under the old number), and then as many again are counted.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+START, MOST = 32, 1024
+GAIN = 1.1  # a doubling must bring this much, or it only makes requests wait
+BETTER, AS_GOOD = 1.05, 0.97  # looking around: worth more requests; not lost by fewer
+SLUMP = 0.7  # of the settled throughput: latency says that the server has less to give
+STEP_DOWN = 0.7
+HOLD = 8  # windows between two looks around
+LEAST_SECONDS = 1.0  # of a window
+
+
+@dataclass
+class _Window:
+    """Answers since the number changed. `skip`: those still to pass before counting. `lowered`: by an overload."""
+
+    skip: int
+    wanted: int
+    lowered: bool = False
+    tokens: int = 0
+    answers: int = 0
+    began: float | None = None
+
+
+class Limit:
+    """The number of requests in flight to one server: `value`, at most `most`.
+
+    Told of every answer and every overload; knows nothing of requests. `clock` gives seconds.
+    """
+
+    def __init__(self, start: int = START, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+        self.value, self.most = max(1, min(start, most)), max(1, most)
+        self._clock = clock
+        self._climbing = self.value < self.most
+        self._settled, self._settled_throughput = self.value, 0.0
+        self._held, self._upwards = 0, True
+        self._open()
+
+    def answered(self, tokens: int, saturated: bool) -> None:
+        """One answer has come. saturated: all `value` requests were in flight, so that it says something."""
+        if not saturated:
+            self._open()
+            return
+        window = self._window
+        if window.skip > 0:
+            window.skip -= 1
+            return
+        now = self._clock()
+        if window.began is None:
+            window.began = now
+            return
+        window.tokens, window.answers = window.tokens + tokens, window.answers + 1
+        if window.answers >= window.wanted and now - window.began >= LEAST_SECONDS:
+            self._decide(window.tokens / (now - window.began))
+
+    def overloaded(self) -> None:
+        """The server has refused for want of room, or did not answer in time."""
+        if self._window.lowered and self._window.skip > 0:  # this request was begun under the old number
+            self._window.skip -= 1
+            return
+        self._settle(max(1, int(self.value * STEP_DOWN)), 0.0)
+        self._window.lowered = True
+
+    def _decide(self, throughput: float) -> None:
+        if self._climbing:
+            self._climb(throughput)
+        elif self.value != self._settled:
+            self._looked(throughput)
+        else:
+            self._hold(throughput)
+
+    def _climb(self, throughput: float) -> None:
+        if throughput < GAIN * self._settled_throughput:
+            self._settle(self._settled, max(throughput, self._settled_throughput))
+            return
+        self._settled, self._settled_throughput = self.value, throughput
+        self._climbing = self.value < self.most
+        self._move(min(self.most, self.value * 2))
+
+    def _looked(self, throughput: float) -> None:
+        needed = BETTER if self.value > self._settled else AS_GOOD
+        if throughput >= needed * self._settled_throughput:
+            self._settle(self.value, throughput)
+        else:
+            self._upwards = not self._upwards
+            self._settle(self._settled, self._settled_throughput)
+
+    def _hold(self, throughput: float) -> None:
+        slump = throughput < SLUMP * self._settled_throughput
+        self._held += 1
+        # A new reference follows slowly: one noisy window must not move it far.
+        old = self._settled_throughput or throughput
+        self._settled_throughput = throughput if slump else 0.7 * old + 0.3 * throughput
+        if slump or self._held >= HOLD:
+            self._held = 0
+            up = self._upwards and not slump and self.value < self.most
+            self._move(min(self.most, self.value + max(1, self.value // 3)) if up else max(1, int(self.value * 0.75)))
+        else:
+            self._open(skip=0)
+
+    def _settle(self, value: int, throughput: float) -> None:
+        self._climbing, self._held = False, 0
+        self._settled, self._settled_throughput = value, throughput
+        self._move(value)
+
+    def _move(self, value: int) -> None:
+        self.value = value
+        self._open()
+
+    def _open(self, skip: int | None = None) -> None:
+        self._window = _Window(self.value if skip is None else skip, max(self.value, 16))
