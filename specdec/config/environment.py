@@ -33,19 +33,21 @@ class Environment:
     @classmethod
     def read(cls) -> "Environment":
         """Raises ConfigError."""
-        key = os.environ.get("SPECDEC_API_KEY")
         return cls(
             server_urls=parse_urls(os.environ.get("SPECDEC_SERVER_URLS", ""), "SPECDEC_SERVER_URLS"),
             server_model=os.environ.get("SPECDEC_SERVER_MODEL") or None,
             server_seeds=_yes("SPECDEC_SERVER_SEEDS"),
-            api_key=SecretStr(key) if key else None,
+            api_key=_key("SPECDEC_API_KEY"),
             concurrency=_positive("SPECDEC_CONCURRENCY"),
             port=_positive("SPECDEC_PORT"),
         )
 
 
 def parse_urls(text: str, where: str) -> tuple[str, ...]:
-    """The servers' roots in a comma-separated list, each once, without `/` or `/v1` at the end. `where` is for errors."""
+    """The servers' roots in a comma-separated list, each once, without `/` or `/v1` at the end.
+
+    `where` names the list in errors. Raises ConfigError.
+    """
     urls = [url.strip().rstrip("/").removesuffix("/v1") for url in text.split(",") if url.strip()]
     for url in urls:
         if "@" in url:
@@ -53,6 +55,14 @@ def parse_urls(text: str, where: str) -> tuple[str, ...]:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{where} holds {url!r}: a server's URL begins with http:// or https://")
     return tuple(dict.fromkeys(urls))
+
+
+def _key(name: str) -> SecretStr | None:
+    """A key that a header can hold: of any other one the error of the HTTP library would show it all."""
+    key = os.environ.get(name, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(f"{name} holds a space, a line break or a letter that no key can have: copy it again")
+    return SecretStr(key) if key else None
 
 
 def _yes(name: str) -> bool:

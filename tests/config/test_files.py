@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from specdec.config import load_params, profile_names, use_profile
-from specdec.config.environment import Environment
 from specdec.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,19 +118,3 @@ def test_a_profile_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no profile 'good'"):
         use_profile("good", tmp_path / "params.yaml", tmp_path)
     assert (tmp_path / "params.yaml").read_bytes() == before
-
-
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPECDEC_API_KEY", "sk-very-secret")
-    monkeypatch.setenv("SPECDEC_CONCURRENCY", "7")
-    read = Environment.read()
-    assert read.concurrency == 7
-    assert "very" not in repr(read)
-    monkeypatch.setenv("SPECDEC_SERVER_URL", "http://user:hunter2@localhost:8000")
-    with pytest.raises(ConfigError, match="SPECDEC_SERVER_URL holds a name or a password") as caught:
-        Environment.read()
-    assert "hunter2" not in str(caught.value)
-    monkeypatch.delenv("SPECDEC_SERVER_URL")
-    monkeypatch.setenv("SPECDEC_CONCURRENCY", "many")
-    with pytest.raises(ConfigError, match="SPECDEC_CONCURRENCY is 'many'"):
-        Environment.read()
