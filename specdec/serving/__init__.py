@@ -1,6 +1,7 @@
-"""Starts, watches and stops an OpenAI-compatible server, or uses one that runs."""
+"""Starts, watches and stops an OpenAI-compatible server, or uses those that run."""
 
+from specdec.serving.choice import resolve_engine
+from specdec.serving.external import connect_servers
 from specdec.serving.server import serve
-from specdec.synthesis.endpoint import Capabilities, Endpoint
 
-__all__ = ["Capabilities", "Endpoint", "serve"]
+__all__ = ["connect_servers", "resolve_engine", "serve"]

@@ -15,23 +15,29 @@ HOST = "127.0.0.1"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 TRANSFORMERS_KEY = "SPECDEC_SERVER_KEY"
 CACHE_PAGE = 256  # tokens in one block of the paged cache of transformers
+CPU_REQUESTS = 64  # that this cache has room for, on a CPU
 VLLM_PYTHON = "SPECDEC_VLLM_PYTHON"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A server that is ready to start. `seeds`: it may be sent a seed a request."""
+    """A server that is ready to start.
+
+    seeds: it may be sent a seed a request. most_in_flight: requests that its cache has room for; None where it
+    queues what does not fit.
+    """
 
     command: list[str]
     environment: dict[str, str]
-    seeds: bool
+    seeds: bool = False
+    most_in_flight: int | None = None
 
 
-def launch(model: Path, settings: Synthesize, port: int, key: str, concurrency: int) -> Launch:
-    """The launch of `settings.engine`. Raises ConfigError where the engine is not installed."""
-    if settings.engine == "vllm":
+def launch(engine: str, model: Path, settings: Synthesize, port: int, key: str, concurrency: int | None) -> Launch:
+    """The launch of `vllm` or `transformers`. Raises ConfigError where the engine is not installed."""
+    if engine == "vllm":
         return _vllm(model, settings, port, key)
-    return _transformers(model, settings, port, key, concurrency)
+    return _transformers(model, settings, port, key, concurrency or CPU_REQUESTS)
 
 
 def _transformers(model: Path, settings: Synthesize, port: int, key: str, concurrency: int) -> Launch:
@@ -50,11 +56,12 @@ def _transformers(model: Path, settings: Synthesize, port: int, key: str, concur
     # against 450 on two busy cores).
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A seed there sets the whole server's generator: among other requests it says nothing about a row.
-    return Launch([*command, *options, "--continuous-batching", *quiet, *settings.engine_args], environment, False)
+    command += [*options, "--continuous-batching", *quiet, *settings.engine_args]
+    return Launch(command, environment, most_in_flight=concurrency if device == "cpu" else None)
 
 
 def _vllm(model: Path, settings: Synthesize, port: int, key: str) -> Launch:
-    python = os.environ.get(VLLM_PYTHON) or sys.executable
+    python = vllm_python()
     options = ["--host", HOST, "--port", str(port), "--dtype", settings.dtype]
     options += ["--max-model-len", str(settings.max_model_len), "--generation-config", "vllm"]
     cuda = _answers([python, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"])
@@ -66,14 +73,25 @@ def _vllm(model: Path, settings: Synthesize, port: int, key: str) -> Launch:
     return Launch([*vllm_command(python, model), *options, *settings.engine_args], environment, cuda)
 
 
+def vllm_python() -> str:
+    """The python that vLLM is run with: that of `SPECDEC_VLLM_PYTHON`, or ours."""
+    return os.environ.get(VLLM_PYTHON) or sys.executable
+
+
+def vllm_installed() -> bool:
+    """Whether that python has vLLM."""
+    find = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
+    return _answers([vllm_python(), "-c", find])
+
+
 def vllm_command(python: str, model: Path) -> list[str]:
     """`vllm serve MODEL` where that command works, else the module behind it (some builds ship a broken
     command)."""
-    if not _answers([python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"]):
+    if not vllm_installed():
         raise ConfigError(
             f"synthesize.engine is vllm, and vLLM is not installed for {python}: `pip install vllm` into "
             f"a virtual environment of its own and set {VLLM_PYTHON} to its python, or set synthesize.engine "
-            "to transformers, or SPECDEC_SERVER_URL to a server that runs"
+            "to transformers, or SPECDEC_SERVER_URLS to servers that run"
         )
     script = Path(python).with_name("vllm")
     if script.exists() and _answers([str(script), "--version"]):

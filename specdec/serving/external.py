@@ -1,59 +1,84 @@
-"""A server that runs already: is it there, and under which name does it know the base?"""
+"""Servers that run already, of which some may be down: those are set aside and tried again later."""
 
-from collections.abc import Sequence
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import httpx
+from pydantic import SecretStr
 
-from specdec.errors import ConfigError, RequestRefused, ServerError
-from specdec.synthesis.client import key_refused
-from specdec.synthesis.endpoint import Endpoint
+from specdec.config import Sampling
+from specdec.errors import ServerError
+from specdec.serving.connect import Met, Wanted, meet
+from specdec.synthesis.endpoint import Endpoint, Server
 
-SECONDS = 10.0
+Say = Callable[[str], None]
 
 
-def served_model(endpoint: Endpoint, base: Path) -> str:
-    """The model's name in requests. Raises ServerError, RequestRefused or ConfigError.
+def connect_servers(
+    urls: Sequence[str],
+    key: SecretStr | None,
+    sampling: Sampling,
+    say: Say,
+    *,
+    model_name: str | None,
+    base: Path | None,
+    engine: str,
+    max_model_len: int | None,
+    seeds: bool,
+) -> list[Server]:
+    """The servers at `urls`, in their order; at least one of them has answered a real request.
 
-    A server of a single model is taken at its word; of several, one must be named like the base's folder. A
-    server that cannot list its models (`transformers serve` offline) knows the base by its path.
+    The arguments are those of `Wanted`. Raises ServerError if none answers, and RequestRefused or ConfigError as
+    soon as one says no for good (wrong key, other model, too small a context).
     """
-    with httpx.Client(base_url=endpoint.url, headers=endpoint.headers(), timeout=SECONDS, trust_env=False) as http:
-        _check_health(http, endpoint.url)
-        response = _get(http, "/v1/models", endpoint.url)
-    if response.status_code in (401, 403):
-        raise RequestRefused(key_refused(endpoint, response.status_code))
-    names = _names(response)
-    return _choose(names, base, endpoint.url) if names else str(base)
+    wanted = Wanted(sampling, key, engine, base, model_name, max_model_len, seeds)
+    met = _meet_all(urls, wanted, say)
+    _compare_names(list(met.values()), say)
+    return [Server(url, _connect(url, wanted), met[url].endpoint if url in met else None) for url in urls]
 
 
-def _check_health(http: httpx.Client, url: str) -> None:
-    """404 is fine: not every server has the path. 5xx is a dead engine."""
-    status = _get(http, "/health", url).status_code
-    if status >= 500:
-        raise ServerError(f"the server at {url} says that it is not well (HTTP {status} on /health)")
+def _connect(url: str, wanted: Wanted) -> Callable[[], Endpoint]:
+    return lambda: meet(url, wanted).endpoint
 
 
-def _get(http: httpx.Client, path: str, url: str) -> httpx.Response:
-    try:
-        return http.get(path)
-    except httpx.UnsupportedProtocol:
-        raise ConfigError(f"SPECDEC_SERVER_URL is {url!r}: it must begin with http:// or https://") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerError(f"no server answers at {url} (SPECDEC_SERVER_URL): {error}") from None
+def _meet_all(urls: Sequence[str], wanted: Wanted, say: Say) -> dict[str, Met]:
+    met: dict[str, Met] = {}
+    failures: list[str] = []
+    for url, outcome in _at_once(functools.partial(meet, wanted=wanted), urls):
+        if isinstance(outcome, ServerError):
+            failures.append(str(outcome))
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            met[url] = outcome
+            say(f"using {outcome}")
+    if not met:
+        raise ServerError("none of the servers can be used: " + "; ".join(failures))
+    for failure in failures:
+        say(f"{failure}: set aside, will be tried again")
+    return met
 
 
-def _names(response: httpx.Response) -> list[str]:
-    try:
-        return [str(model["id"]) for model in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
-        return []
+def _at_once(work: Callable[[str], Met], urls: Sequence[str]) -> Iterator[tuple[str, Met | Exception]]:
+    """The outcome for each URL, as they come. In threads that nobody waits for: one server that is slow must not
+    hold up the refusal of another, or Ctrl-C."""
+    outcomes: queue.SimpleQueue[tuple[str, Met | Exception]] = queue.SimpleQueue()
+
+    def call(url: str) -> None:
+        try:
+            outcomes.put((url, work(url)))
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            outcomes.put((url, error))
+
+    for url in urls:
+        threading.Thread(target=call, args=(url,), daemon=True).start()
+    for _ in urls:
+        yield outcomes.get()
 
 
-def _choose(names: Sequence[str], base: Path, url: str) -> str:
-    if len(names) == 1:
-        return names[0]
-    wanted = (str(base), str(base.resolve()), base.name)
-    if match := next((name for name in names if name in wanted), None):
-        return match
-    raise ConfigError(f"the server at {url} does not serve {base}; it serves: {', '.join(names)}")
+def _compare_names(met: Sequence[Met], say: Say) -> None:
+    if len({one.endpoint.model for one in met}) > 1:
+        names = ", ".join(f"{one.endpoint.model} ({one.endpoint.url})" for one in met)
+        say(f"warning: the servers know the base by different names, and must all serve the same one: {names}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from specdec.errors import ServerError
+from specdec.errors import ServerEnded
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE_SECONDS = 10.0
@@ -34,9 +34,9 @@ class ServerProcess:
         return "\n".join(f"  {line}" for line in lines if line.strip()[:1] not in ("", "^", "~"))[-2000:]
 
     def check(self, what: str) -> None:
-        """Raises ServerError, with the log's last lines, if the server has ended."""
+        """Raises ServerEnded, with the log's last lines, if the server has ended."""
         if (code := self.exit_code()) is not None:
-            raise ServerError(f"the server ended (exit code {code}) {what}; {self.last_words()}")
+            raise ServerEnded(f"the server ended (exit code {code}) {what}; {self.last_words()}")
 
     def last_words(self) -> str:
         """Where the log is, and how it ends."""

@@ -1,16 +1,18 @@
-"""A small stand-in for an engine, in a process of its own, and the settings that start it."""
+"""Stand-ins: an engine in a process of its own and the settings that start it, and servers that run already."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from specdec.config import Sampling, Synthesize
-from specdec.serving import server
+from specdec.config import Synthesize
+from specdec.serving import own
 from specdec.serving.engines import Launch
-from tests.settings import synthesize_settings
+from tests.serving.outside import Outside
+from tests.settings import sampling, synthesize_settings
 
 FAKE = """
 import http.server, json, os, signal, subprocess, sys, time
@@ -57,7 +59,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def settings() -> Synthesize:
-    return synthesize_settings(Sampling(temperature=0.0, top_p=1.0, max_tokens=8))
+    return synthesize_settings(sampling(max_tokens=8))
 
 
 @pytest.fixture
@@ -73,10 +75,26 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, note: Path) -> 
     script.write_text(FAKE)
 
     def use(mode: str) -> None:
-        def launch(_model: Path, _settings: Synthesize, port: int, key: str, _concurrency: int) -> Launch:
+        def launch(_engine: str, _model: Path, _settings: Synthesize, port: int, key: str, *_: Any) -> Launch:
             command = [sys.executable, str(script), str(port), mode, str(note)]
-            return Launch(command, {**os.environ, "FAKE_KEY": key}, seeds=False)
+            return Launch(command, {**os.environ, "FAKE_KEY": key})
 
-        monkeypatch.setattr(server, "launch", launch)
+        monkeypatch.setattr(own, "launch", launch)
 
     return use
+
+
+@pytest.fixture
+def outside() -> Iterator[Callable[..., Outside]]:
+    """Makes servers that run already; keywords set their attributes."""
+    made: list[Outside] = []
+
+    def make(**attributes: Any) -> Outside:
+        server = Outside()
+        vars(server).update(attributes)
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.stop()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from specdec.config import Environment, Synthesize
-from specdec.errors import ConfigError, ServerError
+from specdec.errors import ConfigError, ServerEnded, ServerError
 from specdec.serving import process, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +45,15 @@ def start(settings: Synthesize, tmp_path: Path) -> Callable[..., Any]:
 def test_an_endpoint_that_has_answered(fake_engine: Any, start: Any, note: Path) -> None:
     fake_engine("good")
     said: list[str] = []
-    with start(said) as endpoint:
+    with start(said) as servers:
+        (server,) = servers
         assert len(alive(note)) == 2
-        assert endpoint.url.startswith("http://127.0.0.1:")
-        assert not endpoint.capabilities.token_ids
+        assert server.endpoint.url == server.url
+        assert server.url.startswith("http://127.0.0.1:")
+        assert not server.endpoint.capabilities.token_ids
+        assert server.connect() == server.endpoint
     assert all_gone(note)
+    assert said[0] == "engine: transformers (synthesize.engine)"
     assert "ready" in said[-1]
 
 
@@ -74,18 +78,18 @@ def test_a_server_that_ignores_sigterm_is_killed(
 def test_the_key_is_nowhere_to_be_seen(fake_engine: Any, start: Any, note: Path, tmp_path: Path) -> None:
     fake_engine("good")
     said: list[str] = []
-    with start(said) as endpoint:
-        key = endpoint.api_key.get_secret_value()
+    with start(said) as (server,):
+        key = server.endpoint.api_key.get_secret_value()
         listing = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True).stdout
     assert len(key) >= 32
     assert "fake.py" in listing
-    assert key not in listing + repr(endpoint) + "".join(said) + (tmp_path / "server.log").read_text()
+    assert key not in listing + repr(server) + "".join(said) + (tmp_path / "server.log").read_text()
 
 
 def test_each_server_has_its_own_key(fake_engine: Any, start: Any) -> None:
     fake_engine("good")
-    with start() as one, start() as other:
-        assert one.api_key != other.api_key
+    with start() as (one,), start() as (other,):
+        assert one.endpoint.api_key != other.endpoint.api_key
 
 
 def test_a_server_that_dies_at_the_start_says_why(fake_engine: Any, start: Any) -> None:
@@ -120,6 +124,26 @@ def test_a_server_error_in_the_block_carries_the_last_words(fake_engine: Any, st
     with pytest.raises(ServerError, match=r"stopped answering; its log .*server.log is empty"), start():
         work()
     assert all_gone(note), "the dead server's children too"
+
+
+def test_connecting_again_to_a_server_that_has_died_is_of_no_use(fake_engine: Any, start: Any, note: Path) -> None:
+    fake_engine("good")
+    with start() as (server,):
+        os.kill(int(note.read_text().split()[0]), signal.SIGKILL)
+        with pytest.raises(ServerEnded, match=r"log .*server.log is empty$"):
+            server.connect()
+        with pytest.raises(ServerEnded, match=r"the server ended \(exit code 137\) and cannot be used any more; its"):
+            server.connect()
+
+
+def test_an_engine_that_is_not_installed(start: Any, settings: Synthesize, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SPECDEC_VLLM_PYTHON", str(tmp_path / "nothing"))
+    vllm = settings.model_copy(update={"engine": "vllm"})
+    with (
+        pytest.raises(ConfigError, match="not installed"),
+        serve(tmp_path, vllm, Environment(), tmp_path / "l", print),
+    ):
+        pass
 
 
 def test_a_port_in_use_is_named(fake_engine: Any, start: Any) -> None:
