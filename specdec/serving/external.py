@@ -45,18 +45,18 @@ def _connect(url: str, wanted: Wanted) -> Callable[[], Endpoint]:
 
 def _meet_all(urls: Sequence[str], wanted: Wanted, say: Say) -> dict[str, Met]:
     met: dict[str, Met] = {}
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     for url, outcome in _at_once(functools.partial(meet, wanted=wanted), urls):
         if isinstance(outcome, ServerError):
-            failures.append(str(outcome))
+            failures[url] = str(outcome)
         elif isinstance(outcome, Exception):
             raise outcome
         else:
             met[url] = outcome
             say(f"using {outcome}")
     if not met:
-        raise ServerError("none of the servers can be used: " + "; ".join(failures))
-    for failure in failures:
+        raise ServerError("none of the servers can be used: " + "; ".join(failures[url] for url in urls))
+    for failure in failures.values():
         say(f"{failure}: set aside, will be tried again")
     return met
 
