@@ -79,6 +79,10 @@ def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text was expected, and {type(value).__name__} came")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise TypeError("half a surrogate pair is no text") from None
     return value
 
 

@@ -31,6 +31,7 @@ class Backlog:
         self._out, self._drawn = 0, False
         self._changed = asyncio.Event()
         self.done = asyncio.Event()  # every job is finished
+        self._look()
 
     async def take(self) -> Job | None:
         """The next job; waits where others are out that may come back. None when all are done."""
@@ -39,8 +40,7 @@ class Backlog:
             if job := self._next():
                 self._out += 1
                 return job
-            if not self._out:
-                self.done.set()
+            if self.done.is_set():
                 return None
             await self._changed.wait()
 
@@ -53,8 +53,17 @@ class Backlog:
     def finish(self) -> None:
         """A job is done, one way or the other."""
         self._out -= 1
-        if not self._out:
-            self._changed.set()
+        self._look()
+
+    def _look(self) -> None:
+        """Sees for itself that nothing is left: no server may be there to take the next job and find none."""
+        if self._out:
+            return
+        if job := self._next():
+            self._returned.append(job)
+        else:
+            self.done.set()
+        self._changed.set()
 
     def _next(self) -> Job | None:
         if self._returned:

@@ -131,21 +131,29 @@ async def _add(
 
 async def _continued(answer: Answer, job: Job, made: Regenerated, asker: Asker, recipe: Recipe) -> Answer:
     """A cut-off answer, asked on from its own token ids until it ends or the context is full."""
-    assert recipe.max_model_len is not None
-    while answer.finish_reason == CUT_OFF:
-        if answer.token_ids is None or answer.prompt_token_ids is None:
-            raise RowFailed(
-                "no_token_ids", "a cut-off answer cannot be continued: the server gave no token ids for it"
-            )
-        so_far = answer.prompt_token_ids + answer.token_ids
-        room = min(made.draw.max_tokens, recipe.max_model_len - len(so_far))
-        if room <= 0:
-            break
-        rest = await asker.resume(so_far, made.draw, room, _seed(job, made, asker, answer.pieces))
-        if rest.token_ids is None:
-            raise RowFailed("no_token_ids", "the server gave no token ids for the continuation of an answer")
+    while answer.finish_reason == CUT_OFF and (rest := await _rest(answer, job, made, asker, recipe)):
         answer = answer.followed_by(rest, _text(answer, rest, recipe.tokens))
     return answer
+
+
+async def _rest(answer: Answer, job: Job, made: Regenerated, asker: Asker, recipe: Recipe) -> Answer | None:
+    """The next piece of a cut-off answer; None where the context is full."""
+    if answer.token_ids is None or answer.prompt_token_ids is None:
+        raise RowFailed("no_token_ids", "a cut-off answer cannot be continued: the server gave no token ids for it")
+    so_far, room = answer.prompt_token_ids + answer.token_ids, made.draw.max_tokens
+    if recipe.max_model_len:
+        room = min(room, recipe.max_model_len - len(so_far))
+    if room <= 0:
+        return None
+    try:
+        rest = await asker.resume(so_far, made.draw, room, _seed(job, made, asker, answer.pieces))
+    except RowFailed as failure:
+        if failure.kind != "too_long":
+            raise
+        return None
+    if rest.token_ids is None:
+        raise RowFailed("no_token_ids", "the server gave no token ids for the continuation of an answer")
+    return rest if rest.token_ids or rest.finish_reason != CUT_OFF else None
 
 
 def _text(answer: Answer, rest: Answer, tokens: Tokens | None) -> str:

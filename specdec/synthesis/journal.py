@@ -6,6 +6,7 @@ locked as long as it is open, and the lock dies with the process. A line is hand
 process loses nothing) and fsync'd in batches by a thread (a power cut loses half a second, never a whole file).
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +38,7 @@ class Journal:
         self.path = path
         self._file, self._index = file, Index()
         self._dirty, self._closing = False, threading.Event()
-        self._sync_error: OSError | None = None
+        self._error: OSError | None = None  # of a write or a sync: no line may follow
         self._syncing = threading.Thread(target=self._sync_now_and_then, daemon=True)
 
     @classmethod
@@ -52,7 +53,7 @@ class Journal:
         try:
             journal._load({"journal": FORMAT, "fingerprint": _fingerprint(settings), "settings": dict(settings)})
         except BaseException:
-            journal._file.close()
+            journal._let_go()
             raise
         journal._syncing.start()
         return journal
@@ -64,16 +65,21 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Makes all rows durable and lets go of the lock."""
+        """Makes all rows durable and lets go of the lock. Raises OSError where a row may not be on the disk."""
         if self._file.closed:
             return
         self._closing.set()
         self._syncing.join()
         try:
+            if self._error:  # a second fsync would succeed, and the rows would still be lost
+                raise self._error
             os.fsync(self._file.fileno())
         finally:
-            self._file.close()
-            self._index.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._file.close()
+        self._index.close()
 
     def __contains__(self, key: str) -> bool:
         return self._index.state(key) in (ANSWERED, DROPPED)
@@ -122,12 +128,16 @@ class Journal:
 
     def _append(self, entry: Mapping[str, Any]) -> Place:
         """Writes one line with one call; returns where it is."""
-        if self._sync_error:
-            raise self._sync_error
+        if self._error:
+            raise self._error
         offset = self._file.seek(0, os.SEEK_END)
-        line = dump_line(entry).encode()
-        if self._file.write(line) != len(line):  # a full disk may take half of it; the next start cuts that off
-            raise OSError(28, "the journal's line was written in part", str(self.path))
+        line = dump_line(entry).encode(errors="backslashreplace")  # half a surrogate pair, as JSON writes it
+        try:
+            if self._file.write(line) != len(line):  # the next start cuts it off
+                raise OSError(errno.ENOSPC, "a line was written in part", str(self.path))
+        except OSError as error:
+            self._error = error
+            raise
         self._dirty = True
         return offset, len(line)
 
@@ -139,7 +149,7 @@ class Journal:
                 try:
                     os.fsync(self._file.fileno())
                 except OSError as error:
-                    self._sync_error = error
+                    self._error = error
 
     def _load(self, header: Mapping[str, Any]) -> None:
         """Reads the index, and cuts the end off where a crash has torn it."""

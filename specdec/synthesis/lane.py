@@ -24,7 +24,7 @@ HEALTH_HOLDS = 1.0  # seconds that one good look at /health is believed
 
 
 class SetAside(Exception):
-    """The server takes no requests now. `mine`: it was this request that found out."""
+    """The server takes no requests now. `mine`: this request found out, or was the only one in flight."""
 
     def __init__(self, mine: bool) -> None:
         super().__init__()
@@ -35,6 +35,7 @@ class Lane:
     """A server, its client and its limit. concurrency: a fixed number of requests in flight; None finds it.
 
     gone: why it is not to be connected again. reason: why it is set aside. connects: since its last answer.
+    starved: a slot is free, and no row is there for it.
     """
 
     def __init__(self, server: Server, patience: Patience, concurrency: int | None) -> None:
@@ -42,13 +43,13 @@ class Lane:
         self.statistics = LaneStatistics(server.url)
         self.gone: SpecdecError | None = None
         self.reason = "it did not answer at the start"
-        self.limit, self.in_flight = Limit(1, 1), 0
+        self.limit, self.in_flight, self.starved = Limit(1, 1), 0, False
         self._client: Client | None = None
-        self.rows: set[asyncio.Task[None]] = set()
-        self.recalled: set[asyncio.Task[Any]] = set()
+        self._asking: set[asyncio.Timeout] = set()  # one a request in flight, to call it back with
         self._well, self._down, self._freed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._down.set()
-        self._failed_in_a_row, self._healthy_at, self.connects = 0, 0.0, 0
+        self._looking, self._healthy_at = asyncio.Lock(), 0.0
+        self._failed_in_a_row, self._lost_in_a_row, self._lost_alone, self.connects = 0, 0, False, 0
         if server.endpoint:
             self._use(server.endpoint)
 
@@ -100,7 +101,8 @@ class Lane:
         unhealthy = 0
         while not self._down.is_set():
             try:
-                await asyncio.wait_for(self._down.wait(), self.patience.watch)
+                async with asyncio.timeout(self.patience.watch):
+                    await self._down.wait()
             except TimeoutError:
                 unhealthy = 0 if await self._connected.healthy() else unhealthy + 1
                 if unhealthy == UNHEALTHY_LOOKS:
@@ -115,13 +117,27 @@ class Lane:
 
     def _use(self, endpoint: Endpoint) -> None:
         most = self._concurrency or endpoint.most_in_flight or MOST
-        self.limit = Limit(self._concurrency or START, most)
-        self._client = Client(endpoint, most, self.patience)
+        # A server that one row kills again and again gets fewer at a time, until that row is alone with it.
+        fewer = max(0, self._lost_in_a_row - 1)
+        self.limit = Limit((self._concurrency or START) >> fewer, most, fixed=self._concurrency is not None)
+        self._client = Client(endpoint, self.patience)
         self._failed_in_a_row = 0
         self._down.clear()
         self._well.set()
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
+        """Asks until there is an answer, or no hope of one; is called back when the server is set aside."""
+        recall = asyncio.timeout(None)
+        self._asking.add(recall)
+        try:
+            async with recall:
+                return await self._tries(path, body)
+        except TimeoutError:
+            raise SetAside(mine=self._lost_alone) from None
+        finally:
+            self._asking.discard(recall)
+
+    async def _tries(self, path: str, body: dict[str, Any]) -> Answer:
         attempt = 1
         while self.well:
             try:
@@ -142,9 +158,9 @@ class Lane:
         raise SetAside(mine=False)
 
     def _answered(self, answer: Answer) -> None:
-        self._failed_in_a_row = self.connects = 0
+        self._failed_in_a_row = self._lost_in_a_row = self.connects = 0
         tokens = answer.completion_tokens if answer.token_ids is None else len(answer.token_ids)
-        self.limit.answered(len(answer.text) if tokens is None else tokens, self.in_flight >= self.limit.value)
+        self.limit.answered(len(answer.text) if tokens is None else tokens, not self.starved)
         self.statistics.add(answer, tokens or 0)
         self._freed.set()  # the limit may have risen
 
@@ -165,12 +181,13 @@ class Lane:
         raise SetAside(mine=True)
 
     async def _is_healthy(self) -> bool:
-        if time.monotonic() - self._healthy_at < HEALTH_HOLDS:
-            return True
-        healthy = await self._connected.healthy()
-        if healthy:
-            self._healthy_at = time.monotonic()
-        return healthy
+        async with self._looking:  # one look for all that failed together
+            if time.monotonic() - self._healthy_at < HEALTH_HOLDS:
+                return True
+            healthy = await self._connected.healthy()
+            if healthy:
+                self._healthy_at = time.monotonic()
+            return healthy
 
     def _set_aside(self, reason: str) -> None:
         """No more requests; those in flight may hang on a dead connection, and are called back."""
@@ -178,8 +195,8 @@ class Lane:
             return
         self.reason, self._healthy_at = reason, 0.0
         self.statistics.set_aside += 1
+        self._lost_in_a_row, self._lost_alone = self._lost_in_a_row + 1, len(self._asking) == 1
         self._well.clear()
         self._down.set()
-        for task in self.rows - {asyncio.current_task()}:
-            self.recalled.add(task)
-            task.cancel()
+        while self._asking:
+            self._asking.pop().reschedule(asyncio.get_running_loop().time())

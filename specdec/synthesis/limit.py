@@ -1,12 +1,12 @@
 """How many requests are in flight to one server: found by trying, since no server says how many it likes.
 
 A batching server's throughput rises with the requests in flight up to a knee, and stays flat behind it while every
-request just waits longer. So we climb as long as throughput (answer tokens a second) rises with it, and settle at
-the lowest number that had it. From there we look around now and then, since prompts and neighbours change. Overload
-(429, 503, a timeout) steps down at once.
+request just waits longer. So we double the number as long as throughput (answer tokens a second) rises with it, then
+halve it as long as it does not fall, and settle at the lowest number that had it. From there we look around now and
+then, since prompts and neighbours change. Overload (429, 503, a timeout) steps down at once.
 
 Throughput is measured over a window: after a change, as many answers as requests are in flight are let pass (they
-were begun under the old number), and then as many again are counted.
+were begun under the old number), and then twice as many are counted.
 """
 
 import time
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 START, MOST = 32, 1024
-GAIN = 1.1  # a doubling must bring this much, or it only makes requests wait
+GAIN = 1.1  # a doubling must bring this much, or it only makes requests wait; and a halving must not lose it
 BETTER, AS_GOOD = 1.05, 0.97  # looking around: worth more requests; not lost by fewer
 SLUMP = 0.7  # of the settled throughput: latency says that the server has less to give
 STEP_DOWN = 0.7
@@ -37,25 +37,31 @@ class _Window:
 class Limit:
     """The number of requests in flight to one server: `value`, at most `most`.
 
-    Told of every answer and every overload; knows nothing of requests. `clock` gives seconds.
+    Told of every answer and every overload; knows nothing of requests. fixed: `most` is what is wanted, and only
+    overload lowers it for a while. `clock` gives seconds.
     """
 
-    def __init__(self, start: int = START, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
-        self.value, self.most = max(1, min(start, most)), max(1, most)
-        self._clock = clock
-        self._climbing = self.value < self.most
+    def __init__(
+        self,
+        start: int = START,
+        most: int = MOST,
+        fixed: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.value, self.most, self._fixed, self._clock = max(1, min(start, most)), max(1, most), fixed, clock
+        self._searching, self._halving = not fixed, False
         self._settled, self._settled_throughput = self.value, 0.0
         self._held, self._upwards = 0, True
-        self._open()
+        self._open(3 * self.value)  # requests that begin together end together, until they have mixed
 
     def answered(self, tokens: int, saturated: bool) -> None:
         """One answer has come. saturated: all `value` requests were in flight, so that it says something."""
-        if not saturated:
-            self._open()
-            return
         window = self._window
         if window.skip > 0:
             window.skip -= 1
+            return
+        if not saturated:
+            self._open(self.value)
             return
         now = self._clock()
         if window.began is None:
@@ -74,20 +80,31 @@ class Limit:
         self._window.lowered = True
 
     def _decide(self, throughput: float) -> None:
-        if self._climbing:
-            self._climb(throughput)
+        if self._fixed:
+            self._move(self._more())
+        elif self._searching:
+            self._search(throughput)
         elif self.value != self._settled:
             self._looked(throughput)
         else:
             self._hold(throughput)
 
-    def _climb(self, throughput: float) -> None:
-        if throughput < GAIN * self._settled_throughput:
-            self._settle(self._settled, max(throughput, self._settled_throughput))
+    def _search(self, throughput: float) -> None:
+        """Doubles while that brings something, then halves while that loses little."""
+        best = self._settled_throughput
+        if throughput >= (best / GAIN if self._halving else best * GAIN):
+            self._settled = self.value
+        elif self._halving:
+            self._settle(self._settled, best)
             return
-        self._settled, self._settled_throughput = self.value, throughput
-        self._climbing = self.value < self.most
-        self._move(min(self.most, self.value * 2))
+        if not self._halving:
+            self._halving = self._settled < self.value or self._settled == self.most
+            self._settled_throughput = max(best, throughput)
+        following = self._settled // 2 if self._halving else min(self.most, self._settled * 2)
+        if following:
+            self._move(following)
+        else:
+            self._settle(self._settled, self._settled_throughput)
 
     def _looked(self, throughput: float) -> None:
         needed = BETTER if self.value > self._settled else AS_GOOD
@@ -106,18 +123,21 @@ class Limit:
         if slump or self._held >= HOLD:
             self._held = 0
             up = self._upwards and not slump and self.value < self.most
-            self._move(min(self.most, self.value + max(1, self.value // 3)) if up else max(1, int(self.value * 0.75)))
+            self._move(self._more() if up else max(1, int(self.value * 0.75)))
         else:
-            self._open(skip=0)
+            self._open(0)
 
     def _settle(self, value: int, throughput: float) -> None:
-        self._climbing, self._held = False, 0
+        self._searching, self._held = False, 0
         self._settled, self._settled_throughput = value, throughput
         self._move(value)
 
-    def _move(self, value: int) -> None:
-        self.value = value
-        self._open()
+    def _more(self) -> int:
+        return min(self.most, self.value + max(1, self.value // 3))
 
-    def _open(self, skip: int | None = None) -> None:
-        self._window = _Window(self.value if skip is None else skip, max(self.value, 16))
+    def _move(self, value: int) -> None:
+        before, self.value = self.value, value
+        self._open(max(before, value))
+
+    def _open(self, skip: int) -> None:
+        self._window = _Window(skip, max(2 * self.value, 32))

@@ -61,7 +61,7 @@ def _continues(http: httpx.Client, endpoint: Endpoint, answer: Answer, draw: Dra
     response = _post(
         http, COMPLETIONS, completion_body(endpoint, answer.prompt_token_ids + answer.token_ids, draw, 1)
     )
-    if response.status_code in (400, 404, 405, 422):
+    if response.status_code in (400, 404, 405, 422, 501):
         return False
     return _checked(endpoint, response).token_ids is not None
 
@@ -77,7 +77,7 @@ def _checked(endpoint: Endpoint, response: httpx.Response) -> Answer:
     status, where = response.status_code, f"the server at {endpoint.url}"
     if status in (401, 403):
         raise RequestRefused(key_refused(endpoint, status))
-    if status in (400, 404, 422):
+    if status in (400, 404, 405, 422, 501):
         raise RequestRefused(f"{where} refused a request for the model {endpoint.model!r}: {shown(response)}")
     if status != 200:
         raise ServerError(f"{where} failed at the first request: {shown(response)}")

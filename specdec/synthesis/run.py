@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.config import Synthesize
-from specdec.errors import DataError, ServerEnded, ServerError, SpecdecError
+from specdec.errors import DataError, ServerEnded, ServerError, SpecdecError, TransientError
 from specdec.io import write_jsonl
 from specdec.progress import Progress
 from specdec.synthesis.answer import RowDropped, RowFailed
@@ -101,7 +101,6 @@ class _Run:
         self.journal, self.recipe, self.statistics, self.budget = journal, recipe, statistics, budget
         self.say, self.patience = say, patience
         self.lanes: list[Lane] = []
-        self._dark_since: float | None = None  # no server has been well and answered since
 
     async def all(self, prompts: Iterable[Prompt], servers: Sequence[Server], concurrency: int | None) -> None:
         """Answers every job, or stops at the first error that concerns everyone."""
@@ -121,7 +120,7 @@ class _Run:
 
     async def _until_done(self, backlog: Backlog, progress: Progress) -> None:
         async with asyncio.TaskGroup() as group:
-            tasks: list[Coroutine[Any, Any, None]] = [progress.keep_showing()]
+            tasks: list[Coroutine[Any, Any, None]] = [progress.keep_showing(), self._bound_outage()]
             for lane in self.lanes:
                 tasks += [self._feed(lane, backlog, group), self._keep_well(lane)]
             running = [group.create_task(task) for task in tasks]
@@ -133,11 +132,12 @@ class _Run:
         """Gives a server a row whenever it has a slot."""
         while True:
             await lane.acquire()
-            if (job := await backlog.take()) is None:
+            lane.starved = True
+            job = await backlog.take()
+            lane.starved = False
+            if job is None:
                 return
-            task = group.create_task(self._answer(lane, job, backlog))
-            lane.rows.add(task)
-            task.add_done_callback(lane.rows.discard)
+            group.create_task(self._answer(lane, job, backlog))
 
     async def _answer(self, lane: Lane, job: Job, backlog: Backlog) -> None:
         """One row, from its slot to the journal or back to the backlog."""
@@ -154,11 +154,6 @@ class _Run:
                 backlog.give_back(job)
                 return
             self._record_failure(job, RowFailed("server_lost", f"the server failed at it {job.lost} times"))
-        except asyncio.CancelledError:
-            if not _recalled(lane):
-                raise
-            backlog.give_back(job)
-            return
         finally:
             lane.release()
         backlog.finish()
@@ -184,7 +179,6 @@ class _Run:
             others = any(other.well for other in self.lanes)
             self.say(f"{lane.server.url} is set aside: {lane.reason}" + ("; the others go on" if others else ""))
             while not (lane.well or lane.gone):
-                self._check_outage()
                 await asyncio.sleep(self.patience.wait(lane.connects + 1))
                 await self._reconnect(lane)
             if lane.gone:
@@ -197,18 +191,24 @@ class _Run:
             await lane.reconnect()
         except ServerEnded as error:
             lane.gone = error
-        except ServerError as error:
+        except TransientError as error:
             lane.reason = str(error)
         except SpecdecError as error:
             lane.gone = error
+        except Exception as error:  # noqa: BLE001 - what a strange server makes it raise must not end the others' work
+            lane.reason = f"{type(error).__name__}: {error}"
 
-    def _check_outage(self) -> None:
-        """Raises ServerError when no server has been of use for too long. A connection alone is of no use."""
-        now, answered = time.monotonic(), max(lane.statistics.last_answer for lane in self.lanes)
-        if any(lane.well for lane in self.lanes) or self._dark_since is None or answered > self._dark_since:
-            self._dark_since = now
-        if now - self._dark_since < self.patience.outage:
-            return
+    async def _bound_outage(self) -> None:
+        """Raises ServerError when there has been no server for too long. A connection alone does not end an outage:
+        the time without a server adds up until one has answered."""
+        tick, dark = min(1.0, self.patience.outage / 10), 0.0
+        while dark < self.patience.outage:
+            before = time.monotonic()
+            await asyncio.sleep(tick)
+            if any(lane.statistics.last_answer >= before for lane in self.lanes):
+                dark = 0.0
+            elif not any(lane.well for lane in self.lanes):
+                dark += tick
         reasons = "; ".join(f"{lane.server.url}: {lane.reason}" for lane in self.lanes)
         raise ServerError(
             f"no server has answered for {self.patience.outage:.0f} s ({reasons}); what was answered is kept: run "
@@ -220,16 +220,6 @@ class _Run:
         if all(other.gone for other in self.lanes):
             raise error
         self.say(f"{lane.server.url} is left out from here on: {error}")
-
-
-def _recalled(lane: Lane) -> bool:
-    """Whether this task was cancelled because its server was set aside, and for no other reason."""
-    task = asyncio.current_task()
-    assert task is not None
-    if task not in lane.recalled:
-        return False
-    lane.recalled.discard(task)
-    return task.uncancel() == 0
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

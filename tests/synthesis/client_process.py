@@ -1,9 +1,7 @@
 """A client in a process of its own, to be killed: `python client_process.py URL KEY PROMPTS JOURNAL OUT`."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -11,14 +9,7 @@ from specdec.io import read_jsonl
 from specdec.synthesis import Capabilities, Endpoint, Journal, Recipe, Server, assemble, synthesize
 from stages import run
 from tests.settings import sampling
-
-
-class CharacterTokens:
-    def prompt_ids(self, history: Sequence[Any]) -> list[int]:
-        return [ord(c) for m in history for c in m["content"]]
-
-    def answer_ids(self, answer: Any) -> list[int]:
-        return [ord(c) for c in answer.text]
+from tests.synthesis.scripted import CharacterTokens
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from specdec.io import write_jsonl
+from tests.synthesis.scripted import KEY
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "sk-scripted-3f2a"
 
 
 def start(server: Any, prompts: Path, folder: Path, out: Path) -> "subprocess.Popen[str]":
