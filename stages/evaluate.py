@@ -75,7 +75,7 @@ def _facts(target: Target, figures: dict[str, Any]) -> dict[str, str]:
         "base": f"{base['name']} ({base['source']}, revision {base['revision']})",
         "base weights": base["identity"]["weights"],
         "tokenizer": base["identity"]["tokenizer"],
-        "dataset": f"{source['url']} at {source['commit']}",
+        "dataset": f"{source['url']} at {source['commit'] or source['sha256']}",
         "test prompts": figures["test_prompts"],
         "data type": figures["dtype"],
         "device": torch.cuda.get_device_name()

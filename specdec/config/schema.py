@@ -15,6 +15,7 @@ SomeShare = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 DType = Literal["float32", "bfloat16", "float16"]
 
+_REMOTE = re.compile(r"(?!file://)[\w+.-]+://|[\w.-]+@[\w.-]+:")
 DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -25,11 +26,11 @@ class Section(BaseModel):
 
 
 class CloneData(Section):
-    """Where the conversations come from: any git repository, at a pinned revision."""
+    """Where the conversations come from: any git repository, at a pinned revision, or a plain file."""
 
     url: str = Field(min_length=1, description="git URL, local path, or `embedded` for the installed documentation")
-    revision: str = Field(min_length=1, description="commit, tag or branch; the commit is what is recorded")
-    file: str = Field(min_length=1, description="the JSONL file inside the repository")
+    revision: str | None = Field(min_length=1, description="commit, tag or branch; null for a plain file")
+    file: str | None = Field(min_length=1, description="the file inside the repository; null for a plain file")
     max_bad_share: Share = Field(description="above this share of unusable rows the stage fails")
 
     @field_validator("url")
@@ -40,6 +41,18 @@ class CloneData(Section):
                 "secret", "a URL with a name or a password ends up in dvc.lock: leave them to git's credential helper"
             )
         return url
+
+    @model_validator(mode="after")
+    def _repository_or_plain_file(self) -> Self:
+        if (self.revision is None) != (self.file is None):
+            raise ValueError(
+                "`revision` and `file` go together: both for a git repository, both null for a plain file"
+            )
+        if self.revision is None and (self.url == "embedded" or _REMOTE.match(self.url)):
+            raise ValueError(
+                f"`url` is {self.url}, which needs a `revision` and a `file`: only a plain file has none"
+            )
+        return self
 
 
 class EmbeddedBase(Section):
@@ -85,6 +98,13 @@ class PreparePrompts(Section):
     near_duplicate: Share = Field(gt=0, description="share of common word n-grams from which two prompts are one")
     evaluation_files: list[EvaluationFile] = Field(description="further prompts that training must not see")
 
+    @field_validator("evaluation_files")
+    @classmethod
+    def _each_file_once(cls, files: list[EvaluationFile]) -> list[EvaluationFile]:
+        if len({file.path for file in files}) < len(files):
+            raise ValueError("a path stands twice")
+        return files
+
     @model_validator(mode="after")
     def _shares_leave_training(self) -> Self:
         if self.validation_share + self.test_share >= 1:
@@ -127,8 +147,8 @@ class Sampling(Section):
             raise ValueError("at temperature 0 alone top_p, top_k and min_p have no effect: set 1.0, 0 and 0.0")
         if greedy * self.samples > 1 + 1e-9:
             raise ValueError(
-                f"{self.samples} samples of which {greedy:g} are greedy would repeat the greedy answer: lower the share "
-                "of temperature 0, or the samples"
+                f"{self.samples} samples of which {greedy:g} are greedy would repeat the greedy answer: lower the "
+                "share of temperature 0, or the samples"
             )
         return self
 

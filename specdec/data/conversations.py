@@ -1,8 +1,8 @@
-"""One parser for conversation files: JSONL rows of Daring-Anteater, ShareGPT or `messages`.
+"""One parser for conversation files: rows of Daring-Anteater, ShareGPT or `messages`, as JSONL or as one array.
 
 {"system": "...", "dataset": "...", "conversations": [{"from": "User", "value": "..."}, ...]}
 {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
-{"messages": [{"role": "user", "content": "..."}, ...]}
+{"messages": [{"role": "user", "content": "..." or [{"type": "text", "text": "..."}, ...]}, ...]}
 """
 
 import json
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specdec.data.lfs import SIGNATURE
-from specdec.errors import DataError
+from specdec.data.rows import read_rows
 
 Message = dict[str, str]
 
@@ -22,9 +21,14 @@ _ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "system": "system",
+    "developer": "system",
 }
-LISTED = 50  # bad lines that are listed; all are counted
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+LISTED = 50  # bad rows that are listed; all are counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class BadRow(ValueError):
 
 @dataclass
 class RowCount:
-    """What a file holds. bad_lines: the first of them, as (line number from 1, kind)."""
+    """What a file holds. bad_lines: the first of them, as (line of JSONL or place in the array, from 1; kind)."""
 
     rows: int = 0
     bad: Counter[str] = field(default_factory=Counter)
@@ -62,56 +66,79 @@ class RowCount:
             self.bad_lines.append((line, kind))
 
 
-def read_conversations(file: Path, count: RowCount) -> Iterator[Conversation]:
+def read_conversations(file: Path, count: RowCount, name: str = "") -> Iterator[Conversation]:
     """The good rows of a file, one at a time; `count` fills up on the way. Blank lines are no rows.
 
-    Raises DataError when the file is a Git LFS pointer.
+    name: what errors call the file, if not by its path.
+    Raises DataError when the file is a Git LFS pointer or an array that is cut short.
     """
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if number == 1 and line.startswith(SIGNATURE):
-                raise DataError(f"{file} is a Git LFS pointer and not the data: fetch it with `git lfs pull`")
-            if not line.strip():
-                continue
-            count.rows += 1
-            try:
-                conversation = parse_line(line)
-            except BadRow as error:
-                count.add_bad(number, error.kind)
-                continue
-            yield conversation
+    for number, row in read_rows(file, name):
+        count.rows += 1
+        try:
+            conversation = parse_line(row)
+        except BadRow as error:
+            count.add_bad(number, error.kind)
+            continue
+        yield conversation
 
 
 def parse_line(line: bytes) -> Conversation:
     """One row. Raises BadRow."""
+    return parse_row(load_row(line))
+
+
+def load_row(line: bytes) -> dict[str, Any]:
+    """The JSON object that a row is. Raises BadRow."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # the latter by thousands of nested brackets
         raise BadRow("not JSON") from None
     if not isinstance(row, dict):
         raise BadRow("not a JSON object")
+    return row
+
+
+def parse_row(row: dict[str, Any]) -> Conversation:
+    """A row's conversation, without an answer at its beginning, whose question is not there. Raises BadRow."""
     turns = row.get("conversations", row.get("messages"))
     if not isinstance(turns, list) or not turns:
         raise BadRow("no conversation")
     messages = [_message(turn) for turn in turns]
-    system = _text(row.get("system") or "")
-    if system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    system = [messages.pop(0)] if messages[0]["role"] == "system" else []
+    if not system:
+        system = [{"role": "system", "content": _text(row.get("system") or "")}]
+    if messages and messages[0]["role"] == "assistant":
+        del messages[0]
     _check_order(messages)
-    return Conversation(_category(row), messages)
+    return Conversation(_category(row), [*(m for m in system if m["content"].strip()), *messages])
 
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("turn is not an object")
-    role = turn.get("from", turn.get("role"))
-    known = _ROLES.get(role.lower()) if isinstance(role, str) else None
-    if known is None:
-        raise BadRow("unknown role")
-    text = _text(turn.get("value", turn.get("content")))
-    if not text.strip():
+    text = _content(turn.get("value", turn.get("content")))
+    role = _role(turn.get("from", turn.get("role")))
+    if not text.strip() and role != "system":
         raise BadRow("empty turn")
-    return {"role": known, "content": text}
+    return {"role": role, "content": text}
+
+
+def _role(role: Any) -> str:
+    name = role.lower() if isinstance(role, str) else ""
+    if name in _TOOLS:
+        raise BadRow("turn of a tool")
+    if name not in _ROLES:
+        raise BadRow("unknown role")
+    return _ROLES[name]
+
+
+def _content(value: Any) -> str:
+    """A turn's text; the parts of OpenAI's list form go on lines of their own, as vLLM puts them."""
+    if not isinstance(value, list):
+        return _text(value)
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        raise BadRow("content that is not all text")
+    return "\n".join(_text(part.get("text")) for part in value)
 
 
 def _text(value: Any) -> str:
@@ -124,10 +151,11 @@ def _text(value: Any) -> str:
     return value
 
 
-def _check_order(messages: list[Message]) -> None:
-    roles = [m["role"] for m in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    if not turns or turns != [("user", "assistant")[i % 2] for i in range(len(turns))]:
+def _check_order(turns: list[Message]) -> None:
+    roles = [m["role"] for m in turns]
+    if "user" not in roles:
+        raise BadRow("no user turn")
+    if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         raise BadRow("roles out of order")
 
 

@@ -28,6 +28,10 @@ def change(tmp_path: Path, key: str, value: object) -> Path:
     return file
 
 
+def plain(url: str) -> dict[str, object]:
+    return {"url": url, "revision": None, "file": None, "max_bad_share": 0.01}
+
+
 def test_the_committed_settings_are_valid() -> None:
     params = load_params(ROOT / "params.yaml")
     assert params.clone_data.url == "embedded"
@@ -41,7 +45,7 @@ def test_the_committed_settings_are_valid() -> None:
         (
             "synthesize.sampling.temprature",
             1.0,
-            "synthesize.sampling.temprature: unknown key; allowed here: max_tok",
+            "synthesize.sampling.temprature: unknown key; allowed here: cut_off, ",
         ),
         (
             "drafters.medusa.heads",
@@ -53,7 +57,7 @@ def test_the_committed_settings_are_valid() -> None:
         ("drafters.medusa.num_heads", 0, "drafters.medusa.num_heads: "),
         ("drafters.medusa.method", "medussa", "drafters.medusa.method: "),
         ("drafters", {}, "drafters: "),
-        ("synthesize.sampling.top_p", 0.5, "synthesize.sampling: top_p has no effect at temperature 0"),
+        ("synthesize.sampling.top_p", 0.5, "synthesize.sampling: at temperature 0 alone top_p,"),
         ("synthesize.max_model_len", 64, "synthesize.max_model_len is 64, below"),
         ("prepare_prompts.test_share", 0.95, "validation_share + test_share must be below 1"),
         ("fetch_base.revision", "main", "`revision` must be null"),
@@ -61,6 +65,21 @@ def test_the_committed_settings_are_valid() -> None:
         ("clone_data.url", "__delete__", "clone_data.url: missing"),
         ("clone_data.url", "https://me:secret@host/x", "clone_data.url: "),
         ("clone_data.url", "https://ghp_secret@github.com/me/data", "clone_data.url: "),
+        ("clone_data.revision", None, "clone_data: `revision` and `file` go together"),
+        ("clone_data", plain("embedded"), "clone_data: `url` is embedded, which needs a `revision`"),
+        (
+            "clone_data",
+            plain("https://host/data"),
+            "clone_data: `url` is https://host/data, which needs a `revision`",
+        ),
+        ("clone_data", plain("git@host:data"), "clone_data: `url` is git@host:data, which needs a `revision`"),
+        ("prepare_prompts.near_duplicate", 0.0, "prepare_prompts.near_duplicate: "),
+        ("prepare_prompts.evaluation_files", [{"path": "a", "sha256": "0"}], "evaluation_files.0.sha256: "),
+        (
+            "prepare_prompts.evaluation_files",
+            [{"path": "a", "sha256": c * 64} for c in "01"],
+            "prepare_prompts.evaluation_files: a path stands twice",
+        ),
         ("synthesize.engine_args", ["--api-key=secret"], "synthesize.engine_args: a key here ends up"),
         ("drafters.medusa.training.epochs", float("inf"), "drafters.medusa.training.epochs: "),
         ("prepare_prompts.validation_share", 0.0, "prepare_prompts.validation_share: "),
@@ -72,6 +91,11 @@ def test_bad_settings_are_refused_by_the_path_of_the_key(tmp_path: Path, key: st
         load_params(change(tmp_path, key, value))
     assert told in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["data/rows.json", "/data/rows.json", "~/rows.json", "file:///data/rows.json"])
+def test_a_plain_file_needs_no_revision(tmp_path: Path, url: str) -> None:
+    assert load_params(change(tmp_path, "clone_data", plain(url))).clone_data.file is None
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

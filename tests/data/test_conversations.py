@@ -34,6 +34,31 @@ def test_the_three_forms() -> None:
     assert parse({"messages": [{"role": r, "content": c} for r, c in wanted]}) == wanted
 
 
+def test_roles_of_sharegpt() -> None:
+    for name in ("gpt", "chatgpt", "bing", "bard", "Assistant"):
+        turns = [{"from": "human", "value": "Q"}, {"from": name, "value": "A"}]
+        assert parse({"conversations": turns}) == [("user", "Q"), ("assistant", "A")]
+
+
+@pytest.mark.parametrize("system", [[], [{"from": "system", "value": "S"}]])
+def test_an_answer_without_its_question_is_left_out(system: list[dict[str, str]]) -> None:
+    turns = [{"from": "gpt", "value": "A0"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    found = parse({"conversations": system + turns})
+    assert found == [("system", "S")] * len(system) + [("user", "Q"), ("assistant", "A")]
+    with pytest.raises(BadRow, match="roles out of order"):
+        parse({"conversations": turns[:1] + turns})
+
+
+def test_an_empty_system_turn_is_none() -> None:
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "Q"}]
+    assert parse({"messages": turns}) == [("user", "Q")]
+
+
+def test_content_in_parts() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert parse({"messages": [{"role": "user", "content": parts}]}) == [("user", "one\ntwo")]
+
+
 def test_category_and_empty_system() -> None:
     parsed = parse_line(json.dumps(anteater("Q", system=" ", dataset="math")).encode())
     assert parsed.category == "math"
@@ -48,7 +73,10 @@ BAD = {
     "text is not a string": json.dumps({"conversations": [{"from": "User", "value": 3}]}),
     "turn is not an object": json.dumps({"conversations": ["hello"]}),
     "unknown role": json.dumps({"conversations": [{"from": "Robot", "value": "hi"}]}),
-    "roles out of order": json.dumps({"messages": [{"role": "assistant", "content": "hi"}]}),
+    "turn of a tool": json.dumps({"conversations": [{"from": "tool", "value": "{}"}]}),
+    "no user turn": json.dumps({"messages": [{"role": "assistant", "content": "hi"}]}),
+    "roles out of order": json.dumps({"messages": [{"role": "user", "content": "hi"}] * 2}),
+    "content that is not all text": json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
     "text is not valid Unicode": json.dumps(anteater("\ud800")),
 }
 NO_UNICODE = [anteater("Q", system="a\udc00"), anteater("Q", dataset="\ud800"), {**anteater("Q"), "type": "\ud800"}]
@@ -82,6 +110,16 @@ def test_bad_rows_are_counted_and_listed_by_line(tmp_path: Path) -> None:
     assert count.rows == 4
     assert count.bad_lines == [(2, "not JSON"), (5, "empty turn")]
     assert count.bad_share == 0.5
+
+
+def test_an_array_is_read_as_lines_are(tmp_path: Path) -> None:
+    rows = [json.dumps(anteater("Q", "A")), '{"a": tru}', *(row for row in BAD.values() if row != "{")]
+    (tmp_path / "lines").write_text("\n".join(rows))
+    (tmp_path / "array").write_text(f"[{', '.join(rows)}]")
+    lines, array = RowCount(), RowCount()
+    assert list(read_conversations(tmp_path / "lines", lines)) == list(read_conversations(tmp_path / "array", array))
+    assert lines == array
+    assert array.bad_lines[0] == (2, "not JSON")
 
 
 def test_a_pointer_is_no_data(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ Clone = Callable[..., Source]
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
-    def call(url: str | Path, revision: str = "main", file: str = "train.jsonl", share: float = 0.0) -> Source:
+    def call(
+        url: str | Path, revision: str | None = "main", file: str | None = "train.jsonl", share: float = 0.0
+    ) -> Source:
         return clone_file(str(url), revision, file, tmp_path / "out.jsonl", tmp_path / "work", share, print)
 
     return call
@@ -93,12 +95,55 @@ def test_no_such_file(repository: Path, clone: Clone, tmp_path: Path) -> None:
 
 def test_too_many_bad_rows(repository: Path, clone: Clone, tmp_path: Path) -> None:
     commit(repository, ROWS + b"{\n" + b'{"conversations": []}\n', "bad")
-    with pytest.raises(DataError, match=r"2 of 52 rows .* 1 not JSON, 1 no conversation; lines 51 \(not JSON\), 52"):
+    with pytest.raises(DataError, match=r"2 of 52 rows .* 1 not JSON, 1 no conversation; rows 51 \(not JSON\), 52"):
         clone(repository)
     assert not (tmp_path / "out.jsonl").exists()
     source = clone(repository, share=0.1)
     assert source.bad_rows == {"not JSON": 1, "no conversation": 1}
     assert source.bad_lines == [(51, "not JSON"), (52, "no conversation")]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_plain_file(clone: Clone, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    content = ROWS if name == "rows.jsonl" else b"[" + b",".join(ROWS.splitlines()) + b"]"
+    file.write_bytes(content)
+    for url in (file, f"file://{file}"):
+        source = clone(url, None, None)
+        assert (tmp_path / "out.jsonl").read_bytes() == content
+        assert (source.url, source.revision, source.commit, source.file) == (str(url), None, None, None)
+        assert (source.rows, source.size) == (50, len(content))
+        assert source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_cut_array_is_no_shorter_file(clone: Clone, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(b"[" + b",".join(ROWS.splitlines()))
+    with pytest.raises(DataError, match=r"rows\.json ends in the middle of its array, at row 50"):
+        clone(tmp_path / "rows.json", None, None, share=1.0)
+    assert not list(tmp_path.glob("*out.jsonl*"))
+
+
+def test_a_pointer_is_no_plain_file(clone: Clone, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(pointer_text(ROWS))
+    with pytest.raises(DataError, match=r"rows\.json is a Git LFS pointer"):
+        clone(tmp_path / "rows.json", None, None)
+
+
+def test_a_plain_file_and_a_repository_are_told_apart(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.jsonl is a plain file: set clone_data\.revision .* to null"):
+        clone(repository / "train.jsonl")
+    with pytest.raises(DataError, match=r"dataset is a folder: .* needs both"):
+        clone(repository, None, None)
+    with pytest.raises(DataError, match=r"nowhere is no file on this machine"):
+        clone(tmp_path / "nowhere", None, None)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder is a folder and no git repository: name the file in it"):
+        clone(tmp_path / "folder")
+
+
+def test_a_bare_repository(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "--bare", str(repository), "bare")
+    assert clone(tmp_path / "bare").rows == 50
 
 
 def test_lfs_from_a_local_store(repository: Path, clone: Clone, tmp_path: Path) -> None:
