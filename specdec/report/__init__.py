@@ -1,6 +1,6 @@
-"""The report of one drafter: plots as PNG, one self-contained HTML page, the same in Markdown."""
+"""The reports: of one drafter (plots, a self-contained HTML page, the same in Markdown) and of the prompts."""
 
 from specdec.report.content import Report, examples
-from specdec.report.page import write_report
+from specdec.report.page import write_prompts_report, write_report
 
-__all__ = ["Report", "examples", "write_report"]
+__all__ = ["Report", "examples", "write_prompts_report", "write_report"]

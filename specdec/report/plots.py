@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 
@@ -76,13 +76,38 @@ def plot_curves(curves: dict[str, Curve], out: Path) -> None:
         other.tick_params(axis="y", colors=ACCENT)
 
 
+def plot_lengths(figures: dict[str, Any], out: BinaryIO) -> None:
+    """Of each split, bars over the prompt's tokens: all prompts (grey), and of them the kept (blue); the limit."""
+    rows = figures["lengths"]
+    places = range(len(rows))
+    limit = next(i for i, row in enumerate(rows) if row["to"] == figures["max_prompt_tokens"]) + 0.5
+    labels = [f"> {row['from'] - 1:,}" if row["to"] is None else f"{row['to']:,}" for row in rows]
+    with _figures(out, width=9.4, height=5.6, rows=len(figures["kept"])) as all_axes:
+        for axes, split in zip(all_axes, figures["kept"], strict=True):
+            for key, color in (("prompts", INK), ("kept", ACCENT)):
+                alpha = 0.35 if key == "prompts" else 1
+                axes.bar(places, [row[split][key] for row in rows], 0.86, color=color, alpha=alpha, label=key)
+            axes.axvline(limit, color=SECOND, linewidth=1.4, linestyle="--", label="max_prompt_tokens")
+            axes.set_title(f"{split}: {figures['kept'][split]:,} kept", fontsize=10)
+            axes.set_xticks(places, labels, fontsize=8)
+            axes.margins(x=0.01)
+        all_axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8)
+        all_axes[-1].set_xlabel("tokens of a prompt, up to and including")
+
+
 @contextmanager
 def _figure(out: Path, width: float, height: float) -> Iterator[Any]:
+    with _figures(out, width, height, rows=1) as (axes,):
+        yield axes
+
+
+@contextmanager
+def _figures(out: Path | BinaryIO, width: float, height: float, rows: int) -> Iterator[list[Any]]:
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(width, height))
+        figure, grid = pyplot.subplots(rows, figsize=(width, height), squeeze=False)
         try:
-            yield axes
+            yield list(grid[:, 0])
             figure.tight_layout()
-            figure.savefig(out, dpi=160, transparent=True, metadata={"Software": None})
+            figure.savefig(out, dpi=160, transparent=True, format="png", metadata={"Software": None})
         finally:
             pyplot.close(figure)

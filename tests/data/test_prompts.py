@@ -5,18 +5,9 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
-from specdec.data.conversations import Conversation, Message
-from specdec.data.prompts import (
-    Prompt,
-    PromptCount,
-    make_prompt,
-    prompt_ids,
-    select,
-    split_of,
-    unique_short_prompts,
-)
+from specdec.data.conversations import Conversation
+from specdec.data.prompts import Prompt, make_prompt, prompt_ids, split_of
 from specdec.targets import Target
 
 
@@ -37,29 +28,6 @@ def test_a_prompt_ends_with_the_last_kept_user_turn() -> None:
 def test_the_id_is_of_what_is_asked() -> None:
     assert make_prompt(talk("q", "a"), 1).id == make_prompt(talk("q", "another"), 1).id
     assert make_prompt(talk("q"), 1).id != make_prompt(talk("q", system="S"), 1).id
-
-
-def test_duplicates_and_long_prompts_are_counted() -> None:
-    count = PromptCount()
-    rows = [talk("a"), talk("a", "x"), talk("long" * 9), talk("b")]
-    kept = list(unique_short_prompts(rows, lambda m: len(m[-1]["content"]), 1, 10, count))
-    assert [contents(p) for p in kept] == [["a"], ["b"]]
-    assert count.dropped == {"duplicate": 1, "longer than max_prompt_tokens": 1}
-    assert select(kept, 1, count) == [min(kept, key=lambda p: p.id)]
-    assert count.dropped["over the limit of the split"] == 1
-
-
-def test_what_the_template_refuses_is_counted() -> None:
-    def length(messages: list[Message]) -> int:
-        if messages[0]["role"] == "system":
-            raise TemplateError("System role not supported")
-        return 1
-
-    count = PromptCount()
-    kept = list(unique_short_prompts([talk("a", system="S"), talk("b")], length, 1, 10, count))
-    assert [contents(p) for p in kept] == [["b"]]
-    assert count.dropped == {"refused by the chat template": 1}
-    assert count.lengths == [1]
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))

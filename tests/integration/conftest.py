@@ -26,6 +26,8 @@ SMALL: dict[str, Any] = {
         "max_test": 6,
         "max_turns": 2,
         "max_prompt_tokens": 100,
+        "near_duplicate": 0.8,
+        "evaluation_files": [],
     },
     "synthesize": {
         "engine": "transformers",

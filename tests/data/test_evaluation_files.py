@@ -1,0 +1,48 @@
+"""Evaluation files: every accepted form, and that nothing else passes silently."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specdec.data.evaluation_files import read_evaluation_file
+from specdec.errors import DataError
+from specdec.io import sha256_file
+
+FORMS = [
+    {"turns": ["Q", "R"]},
+    {"question_id": 1, "category": "math", "turns": ["Q", "R"]},
+    {"messages": [{"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "A"), ("user", "R"))]},
+    {
+        "system": "S",
+        "conversations": [{"from": f, "value": c} for f, c in (("User", "Q"), ("Assistant", "A"), ("User", "R"))],
+    },
+]
+
+
+def write(file: Path, rows: list[Any]) -> str:
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return sha256_file(file)
+
+
+def test_every_form(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    rows = [*FORMS, {"question": "Q", "answer": "A"}, {"task_id": "1", "prompt": "def f():"}]
+    assert read_evaluation_file(file, write(file, rows)) == [["Q", "R"]] * 4 + [["Q"], ["def f():"]]
+
+
+@pytest.mark.parametrize("row", [{"text": "Q"}, {"turns": []}, {"turns": [1]}, {"prompt": None}, {"messages": []}, 3])
+def test_a_row_of_another_form_is_an_error(tmp_path: Path, row: Any) -> None:
+    file = tmp_path / "bench.jsonl"
+    with pytest.raises(DataError, match=r"evaluation_files: row 2 of .*bench\.jsonl holds no prompt \("):
+        read_evaluation_file(file, write(file, [FORMS[0], row]))
+
+
+def test_a_missing_file_and_another_one(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    with pytest.raises(DataError, match=r"evaluation_files: there is no .*bench\.jsonl: put the file there"):
+        read_evaluation_file(file, "0" * 64)
+    found = write(file, FORMS)
+    with pytest.raises(DataError, match=rf"bench\.jsonl has sha256 {found}, and {'0' * 64} is stated: bring"):
+        read_evaluation_file(file, "0" * 64)
