@@ -85,9 +85,12 @@ class Scripted:
     def stop(self) -> None:
         """Stops listening and cuts every connection, as a killed server does."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._over.set)
-            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._loop.call_soon_threadsafe(self._end)
             self._thread.join(10)
+
+    def _end(self) -> None:
+        self._over.set()
+        self._stopped.set()
 
     def die(self, away: float | None = None) -> None:
         """Does the same, and may listen again after some seconds. For plans, which run in the server's thread."""

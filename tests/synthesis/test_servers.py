@@ -1,0 +1,244 @@
+"""Several servers, or one that comes and goes: shared work, and nobody waits for what is dead."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from specdec.errors import ConfigError, RequestRefused, ServerEnded, ServerError
+from specdec.synthesis import Endpoint, Patience, Server
+from tests.synthesis.conftest import known, regenerated
+from tests.synthesis.scripted import Scripted
+
+QUESTION = "Hello"  # of the probe
+
+
+def raising(error: Exception) -> Callable[[], Endpoint]:
+    def connect() -> Endpoint:
+        raise error
+
+    return connect
+
+
+def dead(url: str = "http://127.0.0.1:9", error: Exception | None = None) -> Server:
+    return Server(url, raising(error or ServerError("no server answers there")), None)
+
+
+def short(prompts: Any, count: int) -> list[dict[str, Any]]:
+    """Conversations of one turn."""
+    return [{**row, "messages": row["messages"][-2:]} for row in prompts(count)]
+
+
+def test_a_server_twice_as_fast_answers_twice_as_much(scripted: Any, go: Any, prompts: Any) -> None:
+    slow, fast = scripted(delay=0.04), scripted(delay=0.02)
+    statistics, out = go([slow, fast], short(prompts, 150), concurrency=3)
+    assert len(out) == slow.answered + fast.answered == 150
+    assert 1.4 < fast.answered / slow.answered < 2.8
+    shares = {url: lane["share"] for url, lane in statistics.figures()["servers"].items()}
+    assert shares == {s.url: pytest.approx(s.answered / 150, abs=0.01) for s in (slow, fast)}
+
+
+def test_one_is_set_aside_tried_again_and_used_again(scripted: Any, go: Any, prompts: Any) -> None:
+    said: list[str] = []
+    steady = scripted(delay=0.02)
+    back: list[int] = []
+
+    def plan(last: str, _n: int) -> str:
+        if flaky.answered >= 10 and not back:
+            back.append(10)
+            flaky.die(away=0.15)
+        return "ok"
+
+    flaky: Scripted = scripted(lambda last, n: plan(last, n), delay=0.01)
+    statistics, out = go([steady, flaky], short(prompts, 200), concurrency=2, say=said.append)
+    assert len(out) == 200
+    assert flaky.answered > 30, "it is used again"
+    assert not statistics.failures
+    assert [line for line in said if "is set aside: network" not in line and "set aside" in line]
+    assert f"{flaky.url} answers again" in said
+    assert statistics.figures()["servers"][flaky.url]["set_aside"] == 1
+
+
+def test_one_that_is_dead_at_the_start_joins_later(scripted: Any, endpoint: Any, go: Any, prompts: Any) -> None:
+    steady, late = scripted(delay=0.01), scripted(delay=0.01)
+    tried: list[float] = []
+    real = known(endpoint(late))
+
+    def connect() -> Endpoint:
+        tried.append(time.monotonic())
+        if len(tried) < 3:
+            raise ServerError("it still loads")
+        return real.connect()
+
+    said: list[str] = []
+    _, out = go([steady, Server(late.url, connect, None)], short(prompts, 150), concurrency=2, say=said.append)
+    assert len(out) == 150
+    assert late.answered > 10
+    assert f"{late.url} is set aside: it did not answer at the start; the others go on" in said
+
+
+def test_all_dead_is_a_server_error_after_the_outage(go: Any, prompts: Any, recorded: Any, hasty: Patience) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=r"no server has answered .*127.0.0.1:9: no server answers there"):
+        go([dead(), dead("http://127.0.0.1:7")], prompts(4))
+    assert hasty.outage * 0.9 < time.monotonic() - began < hasty.outage + 2
+    assert recorded() == []
+
+
+def test_a_connect_that_hangs_is_an_outage_too(go: Any, prompts: Any) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="no server has answered"):
+        go(Server("http://127.0.0.1:9", lambda: threading.Event().wait(30), None), prompts(4))  # type: ignore[arg-type]
+    assert time.monotonic() - began < 3
+
+
+def test_our_own_process_that_has_ended_is_told_at_once(
+    scripted: Any, endpoint: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    server: Scripted = scripted(lambda _last, _n: server.die() or "ok" if server.answered >= 3 else "ok")
+    ended = Server(server.url, raising(ServerEnded("it has ended: out of memory")), endpoint(server))
+    patient = dataclasses.replace(hasty, outage=60.0)
+    with pytest.raises(ServerEnded, match="out of memory"):
+        go(ended, prompts(20), patience=patient)
+
+
+@pytest.mark.parametrize("error", [ConfigError("another model"), ServerEnded("gone"), RequestRefused("HTTP 401")])
+def test_one_that_is_gone_for_good_is_left_out(error: Exception, scripted: Any, go: Any, prompts: Any) -> None:
+    said: list[str] = []
+    steady = scripted()
+    _, out = go([steady, dead(error=error)], prompts(20), say=said.append, concurrency=1)
+    assert len(out) == 20
+    assert f"http://127.0.0.1:9 is left out from here on: {error}" in said
+
+
+def test_a_connect_that_raises_anything_at_all_ends_nothing(scripted: Any, go: Any, prompts: Any) -> None:
+    _, out = go([scripted(), dead(error=KeyError("data"))], prompts(20), concurrency=1)
+    assert len(out) == 20
+    with pytest.raises(ServerError, match="KeyError: 'data'"):
+        go(dead(error=KeyError("data")), prompts(21))
+
+
+def test_a_key_that_expires_at_one_of_two(scripted: Any, go: Any, prompts: Any, recorded: Any) -> None:
+    said: list[str] = []
+    steady = scripted(delay=0.002)
+    locked: Scripted = scripted(lambda _last, _n: "401" if locked.answered >= 5 else "ok", delay=0.002)
+    statistics, out = go([locked, steady], prompts(40), say=said.append, concurrency=4)
+    assert (len(out), statistics.failures.total()) == (40, 0)
+    assert locked.answered >= 5
+    assert sum("left out from here on: the server at" in line and "HTTP 401" in line for line in said) == 1
+
+
+def test_a_key_that_expires_at_the_only_one(scripted: Any, go: Any, prompts: Any, recorded: Any) -> None:
+    locked: Scripted = scripted(lambda _last, _n: "401" if locked.answered >= 20 else "ok", delay=0.002)
+    with pytest.raises(RequestRefused, match="HTTP 401"):
+        go(locked, prompts(40))
+    assert recorded(), "what was answered is kept"
+    assert all("row" in entry for entry in recorded())
+
+
+@pytest.mark.parametrize("kills", ["at once", "late"])
+def test_a_row_that_kills_the_server_is_recorded_and_the_others_are_answered(
+    kills: str, scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    rows = short(prompts, 40)
+    poison = rows[5]["messages"][0]["content"]
+    deaths: list[str] = []
+
+    def plan(last: str, n: int) -> str:
+        if last == poison:
+            deaths.append(last)
+            server._loop.call_later(0.0 if kills == "at once" else 0.02, server.die, 0.02)
+            return "hang"
+        return "ok"
+
+    server: Scripted = scripted(plan, delay=0.005)
+    patient = dataclasses.replace(hasty, outage=20.0, read=5.0, total=5.0)
+    statistics, out = go(server, rows, patience=patient)
+    assert statistics.failures == {"server_lost": 1}
+    assert [row["id"] for row in out] == [row["id"] for row in rows if row is not rows[5]]
+    assert len(deaths) < 60
+
+
+def test_the_last_row_kills_the_server_and_nothing_is_left_to_wait_for(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    server: Scripted = scripted(lambda _last, _n: server.die() or "ok")
+    once = dataclasses.replace(hasty, attempts=1, outage=60.0)
+    statistics, _ = go(server, short(prompts, 1), patience=once)
+    assert statistics.failures == {"server_lost": 1}
+
+
+def test_rows_come_back_from_a_server_that_hangs_long_before_the_read_timeout(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    patient = dataclasses.replace(hasty, read=60.0, total=60.0, watch=0.05, outage=20.0)
+    steady = scripted(delay=0.01)
+
+    def plan(_last: str, n: int) -> str:
+        if hanging.answered >= 6:
+            hanging.health = 503
+            return "hang"
+        return "ok"
+
+    hanging: Scripted = scripted(plan)
+    began = time.monotonic()
+    _, out = go([hanging, steady], prompts(40), patience=patient, concurrency=4)
+    assert len(out) == 40
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("action", ["500", "reset"])
+def test_servers_that_connect_and_never_answer_do_not_loop_for_ever(
+    action: str, scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    """Both answer the probe, and nothing else; one of them is mostly there while the other one is set aside."""
+    flapping = [scripted(lambda last, _n: "ok" if last == QUESTION else action) for _ in range(2)]
+    patient = dataclasses.replace(hasty, outage=2.0)
+    try:
+        statistics, out = go(flapping, prompts(12), patience=patient)
+    except ServerError:
+        return
+    assert out == []
+    assert statistics.failures.total() == 12
+
+
+def test_a_full_pool_of_requests_leaves_health_its_connection(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    """64 requests in flight are all that a pool was made for; a look at /health came on top of them."""
+    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=0.02, connect=0.1)
+    server = scripted(delay=1.2)
+    statistics, out = go(server, short(prompts, 64), concurrency=64, patience=patient)
+    assert len(out) == 64
+    assert server.health_looks > 5
+    assert statistics.figures()["servers"][server.url]["set_aside"] == 0
+
+
+def test_what_a_server_can_do_is_found_again_when_it_is_back(
+    scripted: Any, go: Any, prompts: Any, endpoint: Any
+) -> None:
+    """It comes back under another model name and without a field; requests follow."""
+    other: list[Endpoint] = []
+    server: Scripted = scripted(lambda _last, _n: "ok", delay=0.002)
+    first = endpoint(server, fields={"top_k": -1})
+    second = dataclasses.replace(endpoint(server), most_in_flight=2)
+
+    def plan(_last: str, _n: int) -> str:
+        if server.answered >= 5 and not other:
+            other.append(second)
+            server.die(0.03)
+        return "ok"
+
+    server.plan = plan
+    rows = short(prompts, 30)
+    _, out = go(Server(server.url, lambda: second, first), rows)
+    assert [row["messages"] for row in out] == [regenerated(row) for row in rows]
+    assert "top_k" in server.bodies[0]
+    assert "top_k" not in server.bodies[-1]
+
+
+def test_nothing_to_ask_needs_no_server(go: Any, prompts: Any) -> None:
+    assert go(dead(), [])[1] == []
