@@ -52,6 +52,7 @@ class Limit:
         self._searching, self._halving = not fixed, False
         self._settled, self._settled_throughput = self.value, 0.0
         self._held, self._upwards = 0, True
+        self._again = 0  # after an overload: up to here in quick steps
         self._open(3 * self.value)  # requests that begin together end together, until they have mixed
 
     def answered(self, tokens: int, saturated: bool) -> None:
@@ -76,11 +77,16 @@ class Limit:
         if self._window.lowered and self._window.skip > 0:  # this request was begun under the old number
             self._window.skip -= 1
             return
-        self._settle(max(1, int(self.value * STEP_DOWN)), 0.0)
+        lower = max(1, int(self.value * STEP_DOWN))
+        if not self._window.lowered:  # else a storm: what it was before tells more than what is left
+            self._again = lower
+        self._settle(lower, 0.0)
         self._window.lowered = True
 
     def _decide(self, throughput: float) -> None:
-        if self._fixed:
+        if self.value < self._again:
+            self._settle(min(self._again, self.value * 2), 0.0)
+        elif self._fixed:
             self._move(self._more())
         elif self._searching:
             self._search(throughput)
@@ -140,4 +146,4 @@ class Limit:
         self._open(max(before, value))
 
     def _open(self, skip: int) -> None:
-        self._window = _Window(skip, max(2 * self.value, 32))
+        self._window = _Window(skip, self.value if self.value < self._again else max(2 * self.value, 32))
