@@ -116,8 +116,8 @@ def parse_row(row: dict[str, Any]) -> Conversation:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("turn is not an object")
-    text = _content(turn.get("value", turn.get("content")))
     role = _role(turn.get("from", turn.get("role")))
+    text = _content(turn.get("value", turn.get("content")))
     if not text.strip() and role != "system":
         raise BadRow("empty turn")
     return {"role": role, "content": text}

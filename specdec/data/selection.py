@@ -88,7 +88,7 @@ def select(
 def _templates(table: PromptTable, fates: Fates) -> np.ndarray:
     """The shingles that are so common in the dataset (in a sample of it) that they tell nothing."""
     sample = table.by_id(np.flatnonzero(fates.kept))[:SAMPLE]
-    return common([s for _, sets in _shingled(table, sample) for s in sets])
+    return common([s for sets in _shingled(table, sample) for s in sets])
 
 
 def _take(
@@ -103,22 +103,26 @@ def _take(
     rows = table.by_id(fates.standing(split))
     room = len(rows) if limit is None else limit
     seen = 0
-    batches = telling(say, f"{split} prompts compared", _shingled(table, rows), lambda batch: len(batch[0]))
-    for numbers, sets in batches:
-        for number, prompt, reason in zip(numbers, sets, by.reasons(sets), strict=True):
-            if room == 0:
-                break
-            seen += 1
-            if reason:
-                fates.drop(number, reason)
-            else:
-                room -= 1
-                yield prompt
+    for prompt, reason in _judged(table, rows, by, say, split):
         if room == 0:
             break
+        if reason:
+            fates.drop(rows[seen], reason)
+        else:
+            room -= 1
+            yield prompt
+        seen += 1
     fates.drop(rows[seen:], OVER_LIMIT)
 
 
-def _shingled(table: PromptTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    for numbers, texts in table.batches(rows):
-        yield numbers, [shingles(user_turns(text["messages"])) for text in texts]
+def _judged(
+    table: PromptTable, rows: np.ndarray, by: Distinct | Guard, say: Callable[[str], None], split: str
+) -> Iterator[tuple[np.ndarray, str | None]]:
+    """The rows' prompts as shingles, and why each is left out."""
+    for sets in telling(say, f"{split} prompts compared", _shingled(table, rows), len):
+        yield from zip(sets, by.reasons(sets), strict=True)
+
+
+def _shingled(table: PromptTable, rows: np.ndarray) -> Iterator[list[np.ndarray]]:
+    for _, texts in table.batches(rows):
+        yield [shingles(user_turns(text["messages"])) for text in texts]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specdec.evaluation.measure import PromptMeasurement
-from specdec.report import Report, write_report
+from specdec.report import Report, write_prompts_report, write_report
 from specdec.report.content import Example, examples
 from specdec.targets import Target
 
@@ -63,3 +63,32 @@ def test_examples_mark_what_was_drafted(target: Target) -> None:
     (shown,) = examples([prompt], rows, target.tokenizer, 4)
     assert shown.pieces == [("h", False), ("é", True), ("l", False), ("l", True), ("o", False)]
     assert shown.acceptance_length == 2.0
+
+
+def test_the_page_of_the_prompts(tmp_path: Path) -> None:
+    splits = ("train", "validation", "test")
+    bins = [
+        {"from": a, "to": b} | {s: {"prompts": 1200, "kept": 1100} for s in splits} for a, b in ((1, 9), (10, None))
+    ]
+    figures = {
+        "rows": 3605,
+        "bad_rows": {"not JSON": 2},
+        "dropped": {"train": {"overlaps the evaluation file <b>.jsonl": 300}, "validation": {}, "test": {}},
+        "kept": {"train": 1101, "validation": 1101, "test": 1101},
+        "evaluation_files": {"<b>.jsonl": 164},
+        "prompt_tokens": {s: {"p50": 3.5, "p90": 7.0, "p99": 8.0, "max": 9.0} for s in splits},
+        "max_prompt_tokens": 9,
+        "lengths": bins,
+    }
+    write_prompts_report(figures, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert "<b>.jsonl" not in page
+    cells = re.sub(r"<[^>]*>", " ", page.split("What became of every row")[1]).split()
+    for line in (
+        "kept 1,101 1,101 1,101 3,303",
+        "&lt;b&gt;.jsonl 300 – – 300",
+        "not JSON 2",
+        "10 and more 1,200 1,100",
+    ):
+        assert line in " ".join(cells)
