@@ -1,4 +1,4 @@
-"""`specdec profile ...`, `specdec generate ...`. Our own errors end in one line and their exit code."""
+"""`specdec profile`, `check`, `synthesize`, `generate`. Our own errors end in one line and their exit code."""
 
 import os
 import sys
@@ -43,6 +43,69 @@ def check() -> None:
     """Checks params.yaml, and says which drafters it asks for."""
     params = load_params()
     print(f"params.yaml is valid: drafters {', '.join(params.drafters)}")
+
+
+@app.command()
+def synthesize(
+    data: Annotated[Path, typer.Option("--data", "--data-path", "--data_path", help="Conversations: JSONL or JSON.")],
+    output: Annotated[Path, typer.Option("--output", "--output-path", "--output_path", help="JSONL to write.")],
+    url: Annotated[str, typer.Option(help="Servers, comma-separated.")] = "http://localhost:8000/v1",
+    model: Annotated[str | None, typer.Option(help="The model's name there; asked for when there is one.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", min=1, help="Of one answer.")] = 512,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="0 is greedy. Given several times: a mix in equal shares.")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: the whole vocabulary.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Least share of the most likely token's probability.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to one conversation.")] = 1,
+    cut_off: Annotated[str, typer.Option(help="Answers that --max-tokens cut: keep, drop or continue.")] = "keep",
+    system_prompt: Annotated[
+        str | None, typer.Option("--system-prompt", "--system_prompt", help="For conversations that have none.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The base's folder: its tokenizer checks lengths and token ids.")
+    ] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests in flight to each server; found by trying unless given.")
+    ] = None,
+    max_failed_share: Annotated[float, typer.Option(min=0, max=1, help="Above it the run stops.")] = 0.01,
+    metrics: Annotated[Path | None, typer.Option(help="JSON file for the figures of the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the journal of an earlier run.")] = False,
+) -> None:
+    """Lets a model answer the conversations of a file. The key, if any, is in SPECDEC_API_KEY."""
+    from specdec.cli.synthesize import Request, answer_file, plain
+
+    values = temperature or [0.0]
+    sampling = {
+        "samples": samples,
+        "temperatures": [{"temperature": value, "share": 1 / len(values)} for value in values],
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "max_tokens": max_tokens,
+        "cut_off": cut_off,
+    }
+    request = Request(
+        data=data,
+        output=output,
+        urls=url,
+        model=model,
+        base=base,
+        system_prompt=system_prompt,
+        sampling=sampling,
+        max_model_len=max_model_len,
+        max_failed_share=max_failed_share,
+        concurrency=concurrency,
+        metrics=metrics,
+        resume=resume,
+    )
+    try:
+        answer_file(request, plain)
+    except KeyboardInterrupt:
+        print("specdec: interrupted: run the same command with --resume, it goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The typed settings: `params.yaml`, its profiles, and what comes from the environment."""
 
-from specdec.config.environment import Environment
-from specdec.config.files import load_params, profile_names, use_profile
+from specdec.config.environment import Environment, parse_urls
+from specdec.config.files import load_params, profile_names, use_profile, validated
 from specdec.config.schema import (
     CloneData,
     DrafterSettings,
@@ -36,6 +36,8 @@ __all__ = [
     "Temperature",
     "TrainingSettings",
     "load_params",
+    "parse_urls",
     "profile_names",
     "use_profile",
+    "validated",
 ]

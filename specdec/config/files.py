@@ -2,17 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from specdec.config.schema import Params
+from specdec.config.schema import Params, Section
 from specdec.errors import ConfigError
 from specdec.io import write_text
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+
+S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,7 +41,7 @@ _Loader.add_implicit_resolver(
 
 def load_params(path: Path = PARAMS) -> Params:
     """The validated settings. Raises ConfigError: one line a finding, with the key's full path."""
-    return _validate(_read(path), path)
+    return validated(Params, _read(path), str(path))
 
 
 def profile_names(folder: Path = PROFILES) -> list[str]:
@@ -60,7 +62,7 @@ def use_profile(name: str, params: Path = PARAMS, folder: Path = PROFILES) -> bo
         load_params(params)
         return False
     merged = {**_read(params), **_read(folder / f"{name}.yaml")}
-    _validate(merged, folder / f"{name}.yaml")
+    validated(Params, merged, str(folder / f"{name}.yaml"))
     write_text(params, header + yaml.safe_dump(merged, sort_keys=False, width=110))
     return True
 
@@ -77,11 +79,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _validate(content: dict[str, Any], path: Path) -> Params:
+def validated(section: type[S], content: dict[str, Any], where: str) -> S:
+    """A section of settings from anywhere. Raises ConfigError: one line a finding, beginning with `where`."""
     try:
-        return Params.model_validate(content)
+        return section.model_validate(content)
     except ValidationError as error:
-        findings = [f"{path}: {_finding(e)}" for e in error.errors()]
+        findings = [f"{where}: {_finding(e)}" for e in error.errors()]
         raise ConfigError("\n".join(findings)) from None
 
 

@@ -1,0 +1,178 @@
+"""`specdec synthesize`: a file of conversations, answered by a server that runs. No pipeline around it.
+
+The journal is `OUTPUT.journal`, beside the output; `--resume` goes on with it. It is removed when every row has its
+answer; the output itself appears whole, at the end.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specdec.config import Environment, Sampling, parse_urls, validated
+from specdec.data.conversations import RowCount, read_conversations
+from specdec.data.prompts import make_prompt
+from specdec.errors import ConfigError, DataError
+from specdec.io import sha256_file, write_json
+from specdec.serving import connect_servers
+from specdec.synthesis import BaseTokens, Journal, Recipe, Server, assemble, count_missing, synthesize
+
+ALL_TURNS = sys.maxsize
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for. base: a folder with the base's tokenizer, for servers that give no token ids.
+
+    urls: comma-separated. max_model_len: tokens of prompt and answer together; None is the server's own limit.
+    """
+
+    data: Path
+    output: Path
+    urls: str
+    model: str | None
+    base: Path | None
+    system_prompt: str | None
+    sampling: dict[str, Any]
+    max_model_len: int | None
+    max_failed_share: float
+    concurrency: int | None
+    metrics: Path | None
+    resume: bool
+
+
+def answer_file(request: Request, say: Say) -> None:
+    """Raises a SpecdecError, with what was answered kept in the journal."""
+    sampling = validated(Sampling, request.sampling, "command line")
+    journal_file = _journal_file(request)
+    if request.resume and request.output.exists() and not journal_file.exists():
+        say(f"{request.output} is complete: nothing to do")
+        return
+    before = _state(request.data)
+    servers = _servers(request, sampling, say)
+    settings = _settings(request, sampling, servers)
+    with Journal.open(journal_file, settings) as journal:
+        figures = _answer(request, sampling, servers, settings, journal, say)
+        if _state(request.data) != before:
+            raise DataError(
+                f"{request.data} changed while it was answered: restore it and run this again with --resume"
+            )
+        data = assemble(journal, _prompts(request), sampling.samples, request.output).figures()
+    if request.metrics:
+        write_json(request.metrics, {"data": data, "run": figures})
+    if not data["rows_missing"]:
+        journal_file.unlink()
+    say(f"{request.output}: {data['rows']} rows, {data['answer_tokens']} answer tokens, {data['finish_reasons']}")
+
+
+def _journal_file(request: Request) -> Path:
+    journal = request.output.with_name(f"{request.output.name}.journal")
+    if not request.data.is_file():
+        raise DataError(f"{request.data} is not there: name a file of conversations with --data")
+    if not request.resume and journal.exists():
+        raise ConfigError(f"{journal} holds the answers of an earlier run: go on with --resume, or delete it")
+    if not request.resume and request.output.exists():
+        raise ConfigError(f"{request.output} is there already: delete it, or name another file with --output")
+    return journal
+
+
+def _state(data: Path) -> tuple[int, int]:
+    """What changes with a file: its size and the time of its last change."""
+    stat = data.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _servers(request: Request, sampling: Sampling, say: Say) -> list[Server]:
+    environment = Environment.read()
+    return connect_servers(
+        parse_urls(request.urls, "--url"),
+        environment.api_key,
+        sampling,
+        say,
+        model_name=request.model,
+        base=request.base,
+        engine="auto",
+        max_model_len=request.max_model_len,
+        seeds=environment.server_seeds,
+    )
+
+
+def _settings(request: Request, sampling: Sampling, servers: list[Server]) -> dict[str, Any]:
+    """What decides the answers, and the file whose rows they belong to."""
+    models = sorted({server.endpoint.model for server in servers if server.endpoint})
+    return {
+        f"sha256 of {request.data.name}": sha256_file(request.data),
+        "model": request.model or ", ".join(models),
+        "system_prompt": request.system_prompt,
+        "max_model_len": request.max_model_len,
+        "sampling": sampling.model_dump(),
+        "base": _identity(request.base) if request.base else None,
+    }
+
+
+def _identity(base: Path) -> dict[str, str]:
+    from specdec.targets import identify  # torch, which nothing else here needs
+
+    return identify(base).as_dict()
+
+
+def _answer(
+    request: Request, sampling: Sampling, servers: list[Server], settings: dict[str, Any], journal: Journal, say: Say
+) -> dict[str, Any] | None:
+    total, missing = _count(request, sampling.samples, journal, say)
+    say(f"{total} rows, {total - missing} of them answered before")
+    if not missing:
+        return None
+    base = settings["base"] or {"model": settings["model"]}
+    tokens = BaseTokens.load(request.base) if request.base else None
+    recipe = Recipe(sampling, _max_model_len(request, servers), base, tokens)
+    return synthesize(
+        lambda: _prompts(request),
+        journal,
+        servers,
+        recipe,
+        max_failed_share=request.max_failed_share,
+        concurrency=request.concurrency,
+        say=say,
+    ).figures()
+
+
+def _max_model_len(request: Request, servers: list[Server]) -> int | None:
+    told = [server.endpoint.max_model_len for server in servers if server.endpoint]
+    known = request.max_model_len or min((limit for limit in told if limit), default=None)
+    if known is None and request.sampling["cut_off"] == "continue":
+        raise ConfigError("the server does not tell its context: name it with --max-model-len to continue answers")
+    return known
+
+
+def _count(request: Request, samples: int, journal: Journal, say: Say) -> tuple[int, int]:
+    """Counts the rows, and says which cannot be used."""
+    count = RowCount()
+    found = count_missing(_prompts(request, count), samples, journal)
+    if not found[0]:
+        raise DataError(f"{request.data} has no conversation: {count.rows} rows, unusable {dict(count.bad)}")
+    if count.bad:
+        lines = ", ".join(f"{line} ({kind})" for line, kind in count.bad_lines[:10])
+        say(f"warning: {count.bad.total()} of {count.rows} rows are no conversation and get no answer: lines {lines}")
+    return found
+
+
+def _prompts(request: Request, count: RowCount | None = None) -> Iterator[dict[str, Any]]:
+    """The rows as prompts, in the file's order, each with an id of its own (a row that stands twice is two)."""
+    numbers = itertools.count(1)
+    for conversation in read_conversations(request.data, count or RowCount()):
+        prompt = make_prompt(conversation, ALL_TURNS)
+        messages = prompt.messages
+        if request.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": request.system_prompt}, *messages]
+        yield {"id": f"{next(numbers):08d}-{prompt.id[:16]}", "category": prompt.category, "messages": messages}
+
+
+def plain(line: str) -> None:
+    """One progress line, with the time of day: such a run may take days."""
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
