@@ -145,7 +145,7 @@ class Scripted:
             return self._send(writer, 401, '{"error": "no"}')
         if path == "/v1/models":
             return self._send(writer, 200, '{"data": [{"id": "base"}]}')
-        if path == "/v1/completions" and not self.takes_ids:
+        if head.startswith("GET") or (path == "/v1/completions" and not self.takes_ids):
             return self._send(writer, 404, '{"detail": "Not Found"}')
         return await self._answer(writer, json.loads(body))
 

@@ -1,9 +1,12 @@
 """The journal: whole lines only, one writer, one fingerprint."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +203,108 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "TransientError" in other.stderr
     Journal.open(tmp_path / "j.jsonl", SETTINGS).close()
+
+
+class Short:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        taken = min(len(data), self.room)
+        self.room -= taken
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(self._file.write(data[:taken]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 200, 201])
+def test_a_full_disk_keeps_whole_rows_and_takes_none_after_it(tmp_path: Path, room: int) -> None:
+    journal = Journal.open(tmp_path / "j.jsonl", SETTINGS)
+    journal._file = Short(journal._file, room)  # type: ignore[assignment]
+    numbers = iter(range(40))
+    with pytest.raises(OSError, match=r"No space|in part") as caught:  # noqa: PT012
+        for number in numbers:
+            journal.answered(f"r{number}", row(number))
+    kept = number
+    assert caught.value.errno == errno.ENOSPC
+    journal._file.room = 10**6  # type: ignore[attr-defined]
+    with pytest.raises(OSError):  # noqa: PT011 - there is room again, but half a line stands at the end
+        journal.answered("later", row(1))
+    with pytest.raises(OSError):  # noqa: PT011
+        journal.close()
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as again:
+        assert len(again) == kept
+        assert [again.row(f"r{n}") for n in range(kept)] == [row(n) for n in range(kept)]
+        again.answered("later", row(1))
+
+
+@pytest.mark.parametrize("surfaces", ["at the next row", "at the end"])
+def test_an_error_of_fsync_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surfaces: str) -> None:
+    """Also where the next fsync says that all is well, as Linux does."""
+    monkeypatch.setattr("specdec.synthesis.journal.SECONDS_PER_SYNC", 0.01)
+    real, failed = os.fsync, threading.Event()
+
+    def fsync(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread() and not failed.is_set():
+            failed.set()
+            raise OSError(errno.EIO, "the disk is broken")
+        real(descriptor)
+
+    journal = Journal.open(tmp_path / "j.jsonl", SETTINGS)
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal.answered("r1", row(1))
+    assert failed.wait(5)
+    time.sleep(0.02)
+    if surfaces == "at the next row":
+        with pytest.raises(OSError, match="the disk is broken"):
+            journal.answered("r2", row(2))
+    with pytest.raises(OSError, match="the disk is broken"):
+        journal.close()
+    Journal.open(tmp_path / "j.jsonl", SETTINGS).close()  # the lock is free
+
+
+def test_an_error_of_the_journal_ends_a_run(
+    scripted: Any, go: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = Journal._append
+    lines: list[Any] = []
+
+    def append(self: Journal, entry: Any) -> Any:
+        lines.append(entry)
+        if len(lines) == 6:
+            self._file = Short(self._file, 30)  # type: ignore[assignment]
+        return real(self, entry)
+
+    monkeypatch.setattr(Journal, "_append", append)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        go(scripted(), prompts(30))
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    statistics, out = go(scripted(), prompts(30))
+    assert (statistics.before, len(out)) == (4, 30)
+
+
+def test_half_a_surrogate_pair_in_a_message_is_written(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        journal.failed("r", "bad_prompt", "half \ud83d")
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        assert journal.failures == {"bad_prompt": 1}
+
+
+def test_the_index_does_not_grow_in_memory() -> None:
+    """200,000 keys; as a dict of strings and tuples they take 60 MB."""
+    code = (
+        "import psutil; from specdec.synthesis.index import *; index = Index()\n"
+        "def fill(keys):\n    for n in keys: index.put(f'{n:064d}/0', ANSWERED, (n, 9))\n"
+        "fill(range(50_000)); before = psutil.Process().memory_info().rss\n"
+        "fill(range(50_000, 200_000)); assert index.count(ANSWERED) == 200_000\n"
+        "assert index.place(f'{123_456:064d}/0') == (123_456, 9)\n"
+        "print(psutil.Process().memory_info().rss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16e6
