@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +38,63 @@ def file(tmp_path: Path, prompts: Any) -> Path:
     return tmp_path / "prompts.jsonl"
 
 
-def test_killed_and_resumed(scripted: Any, file: Path, tmp_path: Path) -> None:
-    calm = scripted()
-    client = start(calm, file, tmp_path / "calm", tmp_path / "calm.jsonl")
-    text, _ = client.communicate(timeout=60)
-    assert client.returncode == 0, text
-    draw, killed = random.Random(5), 0
-    server = scripted(delay=0.004)
-    for _ in range(8):
-        client = start(server, file, tmp_path / "rough", tmp_path / "rough.jsonl")
-        wait_for_answers(server, server.answered + draw.randrange(1, 14), client)
-        time.sleep(draw.random() * 0.004)
+class Victim:
+    """A client that is started again and again over one journal; `again` counts what it asked twice."""
+
+    def __init__(self, server: Any, file: Path, folder: Path) -> None:
+        self.server, self.file, self.folder, self.out = server, file, folder / "rough", folder / "rough.jsonl"
+
+    def start(self) -> "subprocess.Popen[str]":
+        return start(self.server, self.file, self.folder, self.out)
+
+    def kill(self, draw: random.Random) -> bool:
+        """Kills it at some moment of its answers, or of a file that it opens; says whether it was still there."""
+        client, moment = self.start(), draw.choice(MOMENTS)
+        if moment == "start":
+            time.sleep(draw.uniform(0, 0.6))
+        elif moment == "journal":
+            self.wait_until(client, lambda: any(f.stat().st_size for f in self.folder.glob("*.jsonl")))
+        elif moment == "assembling":
+            self.wait_until(client, lambda: any(self.out.parent.glob(f".{self.out.name}.*.part")))
+        else:
+            wait_for_answers(self.server, self.server.answered + draw.randrange(1, 14), client)
+            time.sleep(draw.random() * 0.004)
         client.kill()
-        killed += client.wait(60) == -signal.SIGKILL
         client.communicate()
-    assert killed >= 5
-    client = start(server, file, tmp_path / "rough", tmp_path / "rough.jsonl")
-    text, _ = client.communicate(timeout=60)
-    assert client.returncode == 0, text
-    assert (tmp_path / "rough.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()
-    again = server.answered - calm.answered
-    assert again <= 9 * 4 * 3, "only what was in flight is asked again"
+        return client.returncode == -signal.SIGKILL
+
+    @staticmethod
+    def wait_until(client: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+        while client.poll() is None and not reached():
+            time.sleep(0.0005)
+
+    def finish(self) -> bytes:
+        client = self.start()
+        text, _ = client.communicate(timeout=60)
+        assert client.returncode == 0, text
+        return self.out.read_bytes()
+
+
+MOMENTS = ["start", "journal", "answers", "answers", "answers", "assembling"]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_and_resumed(kills: int, scripted: Any, file: Path, tmp_path: Path) -> None:
+    calm = scripted()
+    undisturbed = Victim(calm, file, tmp_path / "calm").finish()
+    draw, killed, done = random.Random(kills), 0, 0
+    victim = Victim(scripted(delay=0.004), file, tmp_path)
+    while killed < kills:
+        killed += victim.kill(draw)
+        if victim.out.exists():  # all is answered: begin anew, or nothing more could happen to it
+            assert victim.out.read_bytes() == undisturbed
+            victim.out.unlink()
+            done += 1
+            if done % 2:
+                shutil.rmtree(victim.folder)
+    assert victim.finish() == undisturbed
+    again = victim.server.answered - (done // 2 + 2) * calm.answered
+    assert again <= (kills + 1) * 4 * 3, "only what was in flight is asked again"
 
 
 def test_terminated(scripted: Any, file: Path, tmp_path: Path) -> None:
