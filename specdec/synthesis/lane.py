@@ -118,8 +118,8 @@ class Lane:
     def _use(self, endpoint: Endpoint) -> None:
         most = self._concurrency or endpoint.most_in_flight or MOST
         # A server that one row kills again and again gets fewer at a time, until that row is alone with it.
-        fewer = max(0, self._lost_in_a_row - 1)
-        self.limit = Limit((self._concurrency or START) >> fewer, most, fixed=self._concurrency is not None)
+        halved, fixed = max(0, self._lost_in_a_row - 1), self._concurrency is not None
+        self.limit = Limit(self._concurrency or START, most, halved, fixed)
         self._client = Client(endpoint, self.patience)
         self._failed_in_a_row = 0
         self._down.clear()

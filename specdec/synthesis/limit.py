@@ -37,22 +37,26 @@ class _Window:
 class Limit:
     """The number of requests in flight to one server: `value`, at most `most`.
 
-    Told of every answer and every overload; knows nothing of requests. fixed: `most` is what is wanted, and only
-    overload lowers it for a while. `clock` gives seconds.
+    Told of every answer and every overload; knows nothing of requests. It begins with `start`, halved so many times.
+    fixed: `most` is what is wanted, and only overload lowers it for a while. `clock` gives seconds.
     """
 
     def __init__(
         self,
         start: int = START,
         most: int = MOST,
+        halved: int = 0,
         fixed: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.value, self.most, self._fixed, self._clock = max(1, min(start, most)), max(1, most), fixed, clock
+        self._fixed, self._clock = fixed, clock
+        self.most = max(1, most)
+        begin = max(1, min(start, most))
+        self.value = max(1, begin >> halved)
+        self._again = begin if halved else 0  # after an overload or a halved start: up to here in quick steps
         self._searching, self._halving = not fixed, False
         self._settled, self._settled_throughput = self.value, 0.0
         self._held, self._upwards = 0, True
-        self._again = 0  # after an overload: up to here in quick steps
         self._open(3 * self.value)  # requests that begin together end together, until they have mixed
 
     def answered(self, tokens: int, saturated: bool) -> None:
@@ -85,7 +89,9 @@ class Limit:
 
     def _decide(self, throughput: float) -> None:
         if self.value < self._again:
-            self._settle(min(self._again, self.value * 2), 0.0)
+            self._settled = min(self._again, self.value * 2)
+            self._again = self._again if self._settled < self._again else 0
+            self._move(self._settled)
         elif self._fixed:
             self._move(self._more())
         elif self._searching:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,8 @@ TOKENS = ByteTokens()
 class Scripted:
     """The server, in a thread of its own. `asked` counts requests by their last message; `bodies` has all.
 
-    delay: seconds before each answer. gives_ids, takes_ids: whether it gives token ids, and takes them as a prompt.
+    delay: seconds before each answer. beat: seconds between two moments at which all that are ready leave together.
+    gives_ids, takes_ids: whether it gives token ids, and takes them as a prompt.
     says: what it answers instead of `reply`. context: tokens of prompt and answer; more is refused as vLLM does.
     """
 
@@ -63,13 +65,14 @@ class Scripted:
         self,
         plan: Plan,
         delay: float = 0.0,
+        beat: float = 0.0,
         gives_ids: bool = True,
         takes_ids: bool = True,
         refuses: Sequence[str] = (),
         says: Callable[..., str] = reply,
         context: int = 10**9,
     ) -> None:
-        self.plan, self.delay, self.gives_ids, self.takes_ids = plan, delay, gives_ids, takes_ids
+        self.plan, self.delay, self.beat, self.gives_ids, self.takes_ids = plan, delay, beat, gives_ids, takes_ids
         self.refuses, self.says, self.context = refuses, says, context
         self.asked: Counter[str] = Counter()
         self.answered = self.port = 0
@@ -159,6 +162,8 @@ class Scripted:
         action, self.asked[last] = self.plan(last, self.asked[last]), self.asked[last] + 1
         self.bodies.append(body)
         await asyncio.sleep(self.delay)
+        if self.beat:
+            await asyncio.sleep(self.beat - time.monotonic() % self.beat)
         if len(TOKENS.prompt_ids(messages)) + len(so_far) + body["max_tokens"] > self.context:
             return self._send(writer, 400, f'{{"message": "maximum context length is {self.context} tokens"}}')
         return await self._act(writer, action, self._completion(body, messages, so_far, action))

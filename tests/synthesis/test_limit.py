@@ -116,11 +116,25 @@ def test_without_enough_rows_nothing_changes() -> None:
 
 def test_a_fixed_number_stays_and_comes_back_after_an_overload() -> None:
     server = Batching(knee(4))
-    limit = Limit(16, 16, fixed=True, clock=lambda: server.now)
-    server.drive(limit, 2000)
+    limit = Limit(16, 16, fixed=True, halved=2, clock=lambda: server.now)
+    assert limit.value == 4
+    server.drive(limit, 200)
     assert limit.value == 16, "though 4 would do"
+    server.drive(limit, 2000)
+    assert limit.value == 16
     for _ in range(60):
         limit.overloaded()
     assert limit.value < 10
     server.drive(limit, 4000)
     assert limit.value == 16
+
+
+def test_after_an_overload_it_still_goes_down_where_fewer_are_enough() -> None:
+    server = Batching(knee(100), noise=0.1)
+    limit = settled(server, 4000)
+    limit.overloaded()
+    server.drive(limit, 300)
+    server.throughput = knee(20, speed=100.0)
+    server.drive(limit, 4000)
+    assert after(server, limit, 1000, 100.0 * 20)[1] > 0.9
+    assert limit.value < 50

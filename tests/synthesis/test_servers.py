@@ -242,3 +242,14 @@ def test_what_a_server_can_do_is_found_again_when_it_is_back(
 
 def test_nothing_to_ask_needs_no_server(go: Any, prompts: Any) -> None:
     assert go(dead(), [])[1] == []
+
+
+def test_answers_that_come_all_together_still_raise_the_limit(
+    scripted: Any, go: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a batching server do: the slot that one of them frees is not yet taken when the next one comes."""
+    monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
+    server = scripted(beat=0.1)
+    statistics, out = go(server, short(prompts, 500), concurrency=None)
+    assert len(out) == 500
+    assert statistics.figures()["servers"][server.url]["in_flight"] > 32
