@@ -135,6 +135,6 @@ def test_after_an_overload_it_still_goes_down_where_fewer_are_enough() -> None:
     limit.overloaded()
     server.drive(limit, 300)
     server.throughput = knee(20, speed=100.0)
-    server.drive(limit, 4000)
+    server.drive(limit, 12_000)
     assert after(server, limit, 1000, 100.0 * 20)[1] > 0.9
     assert limit.value < 50
