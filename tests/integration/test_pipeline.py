@@ -41,7 +41,9 @@ def test_every_stage_did_its_work(project: Project) -> None:
     assert len(source["commit"]) == 40
     prompts = load(project, "metrics/prompts.json")
     assert prompts["rows"] == 150
-    assert sum(prompts["kept"].values()) + sum(prompts["dropped"].values()) == 150
+    dropped = sum(sum(reasons.values()) for reasons in prompts["dropped"].values())
+    assert sum(prompts["kept"].values()) + dropped == 150
+    assert (project.root / "data/prompts/report.html").stat().st_size > 20_000
     answered = rows(project, "data/synthetic/train.jsonl")
     asked = {r["id"]: r for r in rows(project, "data/prompts/train.jsonl")}
     assert 20 <= len(answered) <= 40
