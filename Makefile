@@ -1,5 +1,5 @@
 # make run    the whole pipeline (PROFILE=name lays profiles/name.yaml over params.yaml first)
-# make test   every test
+# make test   every test; `make test-soak` those that take minutes
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint format bench mlflow prefect
+.PHONY: run test test-soak lint format bench mlflow prefect
 
 run: $(STAMP)
 ifdef PROFILE
@@ -23,6 +23,9 @@ endif
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+test-soak: $(STAMP)
+	@$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
