@@ -53,9 +53,14 @@ class MayPass(Exception):
         self.kind, self.asked = kind, asked
 
     @property
+    def wants_less(self) -> bool:
+        """The server answers, and has no room for this request now."""
+        return self.kind == "http_429"
+
+    @property
     def overload(self) -> bool:
         """The server has more to do than it can: fewer requests in flight may help."""
-        return self.kind in ("http_429", "http_503", "timeout")
+        return self.wants_less or self.kind in ("http_503", "timeout")
 
 
 class Client:

@@ -138,17 +138,17 @@ class Lane:
             self._asking.discard(recall)
 
     async def _tries(self, path: str, body: dict[str, Any]) -> Answer:
-        attempt = 1
+        began, tries, failures = time.monotonic(), 0, 0
         while self.well:
             try:
                 answer = await self._connected.post(path, body)
             except MayPass as failure:
-                await self._failed(failure)
-                if attempt >= self.patience.attempts:
+                await self._failed(failure, began)
+                tries, failures = tries + 1, failures + (not failure.wants_less)
+                if failures >= self.patience.attempts:
                     raise RowFailed(failure.kind, str(failure)) from None
                 self.statistics.retries += 1
-                await asyncio.sleep(self.patience.wait(attempt, failure.asked))
-                attempt += 1
+                await asyncio.sleep(self.patience.wait(tries, failure.asked))
             except RequestRefused as error:
                 self.gone = error
                 self._set_aside(str(error))
@@ -164,21 +164,27 @@ class Lane:
         self.statistics.add(answer, tokens or 0)
         self._freed.set()  # the limit may have risen
 
-    async def _failed(self, failure: MayPass) -> None:
+    async def _failed(self, failure: MayPass, began: float) -> None:
         """Tells one unlucky row from a server that is gone. Raises SetAside in the second case."""
         if failure.overload:
             self.limit.overloaded()
-        if failure.kind == "http_429":  # it answers; it only wants less
-            return
+        reason = self._only_less(failure, began) if failure.wants_less else await self._given_up(failure)
+        if reason:
+            self._set_aside(reason)
+            raise SetAside(mine=True)
+
+    def _only_less(self, failure: MayPass, began: float) -> str | None:
+        """A server that wants fewer requests is not ill, and no row fails of it, as long as it answers some."""
+        silent = time.monotonic() - max(began, self.statistics.last_answer)
+        return None if silent < self.patience.read else f"nothing but {failure} for {silent:.0f} s"
+
+    async def _given_up(self, failure: MayPass) -> str | None:
         self._failed_in_a_row += 1
         if not await self._is_healthy():
-            reason = str(failure)
-        elif self._failed_in_a_row >= ROUNDS_OF_FAILURE * self.patience.attempts:
-            reason = f"{self._failed_in_a_row} requests in a row failed, the last with {failure}"
-        else:
-            return
-        self._set_aside(reason)
-        raise SetAside(mine=True)
+            return str(failure)
+        if self._failed_in_a_row < ROUNDS_OF_FAILURE * self.patience.attempts:
+            return None
+        return f"{self._failed_in_a_row} requests in a row failed, the last with {failure}"
 
     async def _is_healthy(self) -> bool:
         async with self._looking:  # one look for all that failed together

@@ -17,7 +17,7 @@ from specdec.progress import Progress
 from specdec.synthesis.answer import RowDropped, RowFailed
 from specdec.synthesis.backlog import Backlog, Job, Prompt
 from specdec.synthesis.client import Patience
-from specdec.synthesis.conversation import Recipe, regenerate
+from specdec.synthesis.conversation import Recipe, Regenerated, regenerate
 from specdec.synthesis.endpoint import Server
 from specdec.synthesis.interruptible import run_interruptible
 from specdec.synthesis.journal import Journal
@@ -158,7 +158,7 @@ class _Run:
             lane.release()
         backlog.finish()
 
-    def _record(self, job: Job, made: Any) -> None:
+    def _record(self, job: Job, made: Regenerated) -> None:
         self.journal.answered(job.key, made.row(job, self.recipe))
         self.statistics.add(made)
 

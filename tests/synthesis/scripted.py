@@ -59,6 +59,7 @@ class Scripted:
     delay: seconds before each answer. beat: seconds between two moments at which all that are ready leave together.
     gives_ids, takes_ids: whether it gives token ids, and takes them as a prompt.
     says: what it answers instead of `reply`. context: tokens of prompt and answer; more is refused as vLLM does.
+    room: requests at once; another one gets 429.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Scripted:
         refuses: Sequence[str] = (),
         says: Callable[..., str] = reply,
         context: int = 10**9,
+        room: int = 10**9,
     ) -> None:
         self.plan, self.delay, self.beat, self.gives_ids, self.takes_ids = plan, delay, beat, gives_ids, takes_ids
-        self.refuses, self.says, self.context = refuses, says, context
+        self.refuses, self.says, self.context, self.room = refuses, says, context, room
         self.asked: Counter[str] = Counter()
         self.answered = self.port = 0
         self.bodies: list[dict[str, Any]] = []
@@ -161,6 +163,17 @@ class Scripted:
         last = messages[-1]["content"]
         action, self.asked[last] = self.plan(last, self.asked[last]), self.asked[last] + 1
         self.bodies.append(body)
+        if self.room <= 0:
+            return self._send(writer, 429, '{"error": "too many requests"}')
+        self.room -= 1
+        try:
+            return await self._in_turn(writer, body, messages, so_far, action)
+        finally:
+            self.room += 1
+
+    async def _in_turn(
+        self, writer: asyncio.StreamWriter, body: dict[str, Any], messages: Messages, so_far: list[int], action: str
+    ) -> bool:
         await asyncio.sleep(self.delay)
         if self.beat:
             await asyncio.sleep(self.beat - time.monotonic() % self.beat)

@@ -253,3 +253,22 @@ def test_answers_that_come_all_together_still_raise_the_limit(
     statistics, out = go(server, short(prompts, 500), concurrency=None)
     assert len(out) == 500
     assert statistics.figures()["servers"][server.url]["in_flight"] > 32
+
+
+def test_no_row_fails_where_a_server_only_wants_less(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+    """It takes 4 at once, and an answer takes longer than all tries of a request that is refused for room."""
+    server = scripted(delay=0.15, room=4)
+    patient = dataclasses.replace(hasty, read=2.0, total=2.0)
+    statistics, out = go(server, short(prompts, 40), concurrency=None, patience=patient)
+    assert (len(out), statistics.failures.total()) == (40, 0)
+    figures = statistics.figures()["servers"][server.url]
+    assert figures["set_aside"] == 0
+    assert figures["in_flight"] < 32
+
+
+def test_a_server_that_says_only_429_is_an_outage(scripted: Any, go: Any, prompts: Any, recorded: Any) -> None:
+    with pytest.raises(
+        ServerError, match=r"no server has answered .*(nothing but HTTP 429|failed at the first request)"
+    ):
+        go(scripted(room=0), short(prompts, 10))
+    assert recorded() == []
