@@ -245,12 +245,13 @@ def test_nothing_to_ask_needs_no_server(go: Any, prompts: Any) -> None:
 
 
 def test_answers_that_come_all_together_still_raise_the_limit(
-    scripted: Any, go: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+    scripted: Any, go: Any, prompts: Any, hasty: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of a batching server do: the slot that one of them frees is not yet taken when the next one comes."""
     monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
     server = scripted(beat=0.1)
-    statistics, out = go(server, short(prompts, 500), concurrency=None)
+    patient = dataclasses.replace(hasty, read=10.0, total=10.0)
+    statistics, out = go(server, short(prompts, 500), concurrency=None, patience=patient)
     assert len(out) == 500
     assert statistics.figures()["servers"][server.url]["in_flight"] > 32
 
@@ -272,3 +273,24 @@ def test_a_server_that_says_only_429_is_an_outage(scripted: Any, go: Any, prompt
     ):
         go(scripted(room=0), short(prompts, 10))
     assert recorded() == []
+
+
+def test_a_black_hole_takes_no_row_with_it(scripted: Any, go: Any, prompts: Any) -> None:
+    """500 for everything and a /health that is fine: one of two servers, from the fifth answer on."""
+    steady = scripted(delay=0.01)
+    hole: Scripted = scripted(lambda _last, _n: "500" if hole.answered >= 5 else "ok")
+    statistics, out = go([steady, hole], short(prompts, 60), concurrency=8)
+    assert (len(out), statistics.failures.total()) == (60, 0)
+    assert hole.health_looks > 0
+    assert statistics.figures()["servers"][hole.url]["set_aside"] >= 1
+
+
+def test_an_outage_is_not_ended_by_connections(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+    """Each connect succeeds, and each row after it fails with an ill /health; no row ever gives up."""
+    server = scripted(lambda last, _n: "ok" if last == QUESTION else "reset")
+    server.health = 503
+    endless = dataclasses.replace(hasty, attempts=10**6, first_wait=0.05, longest_wait=0.1)
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="no server has answered"):
+        go(server, short(prompts, 10), patience=endless)
+    assert time.monotonic() - began < 10

@@ -1,0 +1,85 @@
+"""One request: its tries, the waits between them, and what is made of strange answers."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from specdec.synthesis import Patience
+from specdec.synthesis.answer import BadAnswer, parse_answer
+from specdec.synthesis.client import _retry_after as retry_after
+from specdec.synthesis.client import read_json
+
+
+def test_a_row_is_tried_so_many_times_and_then_recorded(
+    scripted: Any, go: Any, prompts: Any, recorded: Any, hasty: Patience
+) -> None:
+    rows = prompts(12)
+    bad = rows[3]["messages"][-2]["content"]
+    server = scripted(lambda last, _n: "500" if last == bad else "ok")
+    statistics, out = go(server, rows)
+    assert (statistics.failures, len(out)) == ({"http_500": 1}, 11)
+    assert server.asked[bad] == hasty.attempts
+    assert statistics.figures()["retries"] == hasty.attempts - 1
+
+
+def test_it_waits_between_tries(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+    slow = dataclasses.replace(hasty, first_wait=0.2, longest_wait=1.0)
+    began = time.monotonic()
+    go(scripted(lambda _last, n: "500" if n < 2 else "ok"), prompts(2)[1:], patience=slow)
+    assert time.monotonic() - began > 2 * (0.1 + 0.2), "two turns of three tries"
+
+
+def test_waits_double_up_to_the_longest_and_are_never_in_step() -> None:
+    patience = Patience(first_wait=0.5, longest_wait=20.0)
+    for attempt, longest in ((1, 0.5), (2, 1.0), (4, 4.0), (7, 20.0), (10**6, 20.0)):
+        waits = [patience.wait(attempt) for _ in range(200)]
+        assert longest / 2 <= min(waits) <= max(waits) <= longest
+        assert len(set(waits)) > 100
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("3", 3.0), ("0", None), ("600", 20.0), ("-5", None), ("nan", None), ("inf", 20.0), ("Wed, 21 Oct", None)],
+)
+def test_retry_after_is_believed_within_reason(told: str, seconds: float | None) -> None:
+    wait = Patience().wait(1, retry_after(httpx.Response(429, headers={"retry-after": told})))
+    assert wait == seconds if seconds else 0.25 <= wait <= 0.5
+
+
+GOOD: dict[str, Any] = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"message": None, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": "a"}, "finish_reason": None}]},
+        {"choices": [{"message": {"content": "half \ud83d"}, "finish_reason": "stop"}]},
+        {"choices": [{**GOOD["choices"][0], "token_ids": ["1"]}]},
+        {"choices": [{**GOOD["choices"][0], "token_ids": [True]}]},
+        {**GOOD, "usage": 5},
+        {**GOOD, "usage": {"completion_tokens": "5"}},
+        {**GOOD, "prompt_token_ids": {"0": 1}},
+    ],
+)
+def test_what_is_no_completion_is_a_bad_answer(content: Any) -> None:
+    assert parse_answer(GOOD).text == "a"
+    with pytest.raises(BadAnswer):
+        parse_answer(content)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "1" * 5000, json.dumps(GOOD)[:-1]])
+def test_what_is_no_json_is_a_bad_answer(text: str) -> None:
+    with pytest.raises(BadAnswer):
+        read_json(httpx.Response(200, text=text))
