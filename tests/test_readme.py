@@ -1,11 +1,14 @@
 """The README's commands exist, and .ci/run runs the two that it begins with."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from specdec.cli.app import app
 from specdec.config import Params, load_params, profile_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,19 @@ def test_profiles_and_files_exist() -> None:
     assert set(re.findall(r"PROFILE=(\S+)", README)) <= set(profile_names(ROOT / "profiles"))
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_commands_and_their_options_exist(page: str) -> None:
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("specdec ")]
+    assert lines
+    for _, *words in lines:
+        command = get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, words
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
