@@ -38,6 +38,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.prompts
+	$(BIN)/python -m benchmarks.synthesis throughput
+	$(BIN)/python -m benchmarks.synthesis memory
 
 mlflow: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \

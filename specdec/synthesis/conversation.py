@@ -103,7 +103,7 @@ async def _answer(job: Job, made: Regenerated, asker: Asker, recipe: Recipe) -> 
     """Adds the base's next turn; False where the conversation ends."""
     ids = _template_ids(made.history, recipe.tokens)
     if ids is not None and recipe.max_model_len and len(ids) + made.draw.max_tokens > recipe.max_model_len:
-        message = f"{len(ids)} prompt tokens and the answer exceed synthesize.max_model_len"
+        message = f"{len(ids)} prompt tokens and the answer exceed max_model_len"
         return _too_long(made, RowFailed("too_long", message))
     try:
         answer = await asker.chat(made.history, made.draw, _seed(job, made, asker))

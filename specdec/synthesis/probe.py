@@ -15,10 +15,9 @@ from specdec.errors import RequestRefused, ServerError
 from specdec.synthesis.answer import Answer, BadAnswer, parse_answer
 from specdec.synthesis.client import key_refused, read_json, shown
 from specdec.synthesis.endpoint import Endpoint
-from specdec.synthesis.request import CHAT, COMPLETIONS, Draw, chat_body, completion_body
+from specdec.synthesis.request import CHAT, COMPLETIONS, QUESTION, Draw, chat_body, completion_body
 
 PROBE_SECONDS = 300.0  # the first request may compile kernels
-QUESTION = [{"role": "user", "content": "Hello"}]
 
 
 def probe(endpoint: Endpoint, wished: dict[str, Any], sampling: Sampling) -> Endpoint:
@@ -48,7 +47,8 @@ def probe(endpoint: Endpoint, wished: dict[str, Any], sampling: Sampling) -> End
             f"sampling.cut_off is continue, and the server at {endpoint.url} does not take or give token ids at "
             f"{COMPLETIONS}: set it to keep or drop, or use vLLM"
         )
-    return _able(known, token_ids=gives_ids, continues=continues)
+    question_ids = tuple(answer.prompt_token_ids) if answer.prompt_token_ids is not None else None
+    return _able(known, token_ids=gives_ids, continues=continues, question_ids=question_ids)
 
 
 def _able(endpoint: Endpoint, **changes: Any) -> Endpoint:

@@ -14,6 +14,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 Message = Mapping[str, str]
 
+QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Hello"},)  # what every server is asked first
+
 
 @dataclass(frozen=True)
 class Draw:

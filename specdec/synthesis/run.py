@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.config import Synthesize
-from specdec.errors import DataError, ServerEnded, ServerError, SpecdecError, TransientError
+from specdec.errors import DataError, RequestRefused, ServerEnded, ServerError, SpecdecError, TransientError
 from specdec.io import write_jsonl
 from specdec.progress import Progress
 from specdec.synthesis.answer import RowDropped, RowFailed
@@ -22,6 +22,7 @@ from specdec.synthesis.endpoint import Server
 from specdec.synthesis.interruptible import run_interruptible
 from specdec.synthesis.journal import Journal
 from specdec.synthesis.lane import Lane, SetAside
+from specdec.synthesis.request import QUESTION
 from specdec.synthesis.statistics import DataStatistics, RunStatistics
 
 Say = Callable[[str], None]
@@ -58,6 +59,7 @@ def synthesize(
     `max_failed_share` (of all rows), ServerError where no server answers any more, RequestRefused where none will
     have us. In every case what was answered is in the journal.
     """
+    _check_template(servers, recipe)
     total, missing = count_missing(prompts(), recipe.sampling.samples, journal)
     statistics = RunStatistics(total, total - missing)
     run = _Run(journal, recipe, statistics, max_failed_share * total, say, patience or Patience())
@@ -65,6 +67,18 @@ def synthesize(
     for line in statistics.last_lines():
         say(line)
     return statistics
+
+
+def _check_template(servers: Sequence[Server], recipe: Recipe) -> None:
+    """Raises RequestRefused where a server renders a prompt to other tokens than the base's own tokenizer and
+    template do: it serves another base, and a week of its answers would teach a drafter the wrong thing."""
+    for server in servers:
+        told = server.endpoint.capabilities.question_ids if server.endpoint else None
+        if told is not None and recipe.tokens and list(told) != recipe.tokens.prompt_ids(QUESTION):
+            raise RequestRefused(
+                f"the server at {server.url} renders prompts to other tokens than the base's own tokenizer and chat "
+                "template: let it serve this very base, with its own template"
+            )
 
 
 def assemble(journal: Journal, prompts: Iterable[Prompt], samples: int, out: Path) -> DataStatistics:
@@ -168,7 +182,7 @@ class _Run:
         failed = self.statistics.failures.total()
         if failed > self.budget:
             raise DataError(
-                f"{failed} of {self.statistics.total} rows failed, more than synthesize.max_failed_share "
+                f"{failed} of {self.statistics.total} rows failed, more than max_failed_share "
                 f"allows: {self.statistics.failure_summary()}"
             )
 

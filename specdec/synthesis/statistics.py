@@ -118,7 +118,7 @@ class RunStatistics:
         if self.failures:
             lines.append(f"failed, and asked again by the next run: {self.failure_summary()}")
         if self.dropped:
-            lines.append(f"dropped, as synthesize.sampling.cut_off says: {self.dropped.total()} rows")
+            lines.append(f"dropped, as cut_off says: {self.dropped.total()} rows")
         if self.prompts_differ:
             lines.append(
                 f"warning: the server rendered {self.prompts_differ} prompts to other tokens than the base's "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.settings import medusa
+from tests.settings import medusa, sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "flows", "stages", "specdec", "profiles")
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
         "engine_args": [],
         "dtype": "float32",
         "max_model_len": 128,
-        "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 12},
+        "sampling": sampling(max_tokens=12).model_dump(),
         "max_failed_share": 0.5,  # a random base may end at once
     },
     "evaluate": {

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from specdec.io import read_jsonl, write_json, write_jsonl
+from tests.settings import sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {"weights": "a" * 64, "tokenizer": "b" * 64, "chat_template": "c" * 64}
@@ -21,7 +22,7 @@ SYNTHESIZE = {
     "engine_args": [],
     "dtype": "float32",
     "max_model_len": 200,
-    "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 12},
+    "sampling": sampling(max_tokens=12).model_dump(),
     "max_failed_share": 0.0,
 }
 
@@ -91,7 +92,7 @@ def test_from_prompts_to_data_and_again_without_a_server(project: Path) -> None:
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(project) in " ".join(p.info["cmdline"] or [])]
 
     written = {f: f.read_bytes() for f in (project / "data/synthetic").iterdir()}
-    again = run(project, SPECDEC_SERVER_URL="http://127.0.0.1:9")  # where nothing listens
+    again = run(project, SPECDEC_SERVER_URLS="http://127.0.0.1:9")  # where nothing listens
     assert again.returncode == 0, again.stderr
     assert "10 of them answered before" in again.stdout
     assert {f: f.read_bytes() for f in written} == written
@@ -114,7 +115,7 @@ def test_what_is_missing_is_named(project: Path, missing: str, says: str) -> Non
 
 
 def test_no_server_at_the_url_can_be_tried_again(project: Path) -> None:
-    failed = run(project, SPECDEC_SERVER_URL="http://127.0.0.1:9")
+    failed = run(project, SPECDEC_SERVER_URLS="http://127.0.0.1:9")
     assert failed.returncode == 75
     assert failed.stderr.count("\n") == 1
     assert "no server answers at http://127.0.0.1:9" in failed.stderr

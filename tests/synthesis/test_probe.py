@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from specdec.errors import RequestRefused, ServerError
-from specdec.synthesis import Endpoint, probe
+from specdec.synthesis import Endpoint, Journal, Recipe, Server, probe, synthesize
+from specdec.synthesis.request import QUESTION
 from tests.settings import sampling
 
 HOT = sampling(0.5, 100, top_p=0.9)
@@ -25,6 +27,7 @@ def test_fields_that_are_refused_by_name_are_dropped(scripted: Any, endpoint: Ca
 def test_token_ids_are_seen(scripted: Any, endpoint: Callable[..., Endpoint]) -> None:
     able = probe(endpoint(scripted()), WISHED, HOT).capabilities
     assert able.token_ids
+    assert able.question_ids
     assert able.fields == WISHED
 
 
@@ -64,3 +67,23 @@ def test_a_server_that_is_none(
 ) -> None:
     with pytest.raises(error, match=says):
         probe(endpoint(scripted(lambda _last, _n: action)), WISHED, HOT)
+
+
+def test_a_server_of_another_base_is_refused_before_the_run(
+    scripted: Any, endpoint: Callable[..., Endpoint], recipe: Recipe, prompts: Any, journal_folder: Path
+) -> None:
+    server = scripted()
+    ids = tuple(recipe.tokens.prompt_ids(QUESTION)) if recipe.tokens else ()
+    right = endpoint(server, question_ids=ids)
+    wrong = endpoint(server, question_ids=(*ids[:-1], 77))
+
+    def run(one: Endpoint) -> None:
+        with Journal.open(journal_folder / "j.jsonl", {}) as journal:
+            servers = [Server(one.url, lambda: one, one)]
+            ask = {"max_failed_share": 0.0, "concurrency": 2, "say": lambda _line: None}
+            synthesize(lambda: prompts(2), journal, servers, recipe, **ask)
+
+    with pytest.raises(RequestRefused, match="renders prompts to other tokens than the base's own tokenizer"):
+        run(wrong)
+    assert not server.bodies
+    run(right)

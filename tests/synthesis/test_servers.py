@@ -286,11 +286,21 @@ def test_a_black_hole_takes_no_row_with_it(scripted: Any, go: Any, prompts: Any)
 
 
 def test_an_outage_is_not_ended_by_connections(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
-    """Each connect succeeds, and each row after it fails with an ill /health; no row ever gives up."""
-    server = scripted(lambda last, _n: "ok" if last == QUESTION else "reset")
+    """Each connect succeeds, and each row after it hangs and fails with an ill /health; no row ever gives up."""
+    server = scripted(lambda last, _n: "ok" if last == QUESTION else "hang")
     server.health = 503
-    endless = dataclasses.replace(hasty, attempts=10**6, first_wait=0.05, longest_wait=0.1)
+    endless = dataclasses.replace(hasty, attempts=10**6, first_wait=0.1, longest_wait=0.1, read=0.1, watch=60.0)
     began = time.monotonic()
     with pytest.raises(ServerError, match="no server has answered"):
         go(server, short(prompts, 10), patience=endless)
     assert time.monotonic() - began < 10
+
+
+def test_requests_that_fail_together_look_at_health_once(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    server = scripted(lambda _last, n: "500" if n == 0 else "ok", beat=0.3)
+    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=60.0)
+    _, out = go(server, short(prompts, 20), concurrency=20, patience=patient)
+    assert len(out) == 20
+    assert server.health_looks <= 3
