@@ -196,7 +196,7 @@ def _settings(options: argparse.Namespace) -> Synthesize:
     return Synthesize(
         engine=options.engine,
         engine_args=options.engine_arg,
-        dtype="float32",
+        dtype=options.dtype,
         max_model_len=512,
         sampling=_sampling(options.max_tokens),
         max_failed_share=0.0,
@@ -269,6 +269,7 @@ def _arguments() -> argparse.Namespace:
     throughput.add_argument("--prompts", type=Path, default=Path("data/prompts/train.jsonl"))
     throughput.add_argument("--engine", default="auto", choices=("auto", "vllm", "transformers"))
     throughput.add_argument("--engine-arg", action="append", default=[], help="of the engine, e.g. --enforce-eager")
+    throughput.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     throughput.add_argument("--rows", type=int, default=256)
     throughput.add_argument("--rounds", type=int, default=5)
     throughput.add_argument("--concurrency", type=int, default=32)

@@ -5,6 +5,8 @@ what to do. It is caught once, at the command line (`specdec.cli`) or in a stage
 printed without a traceback. `exit_code` tells callers whether trying again can help.
 """
 
+import errno
+
 EX_TEMPFAIL = 75  # sysexits.h: the same command may work later
 
 
@@ -46,3 +48,11 @@ class ServerEnded(ServerError):
 
 class RequestRefused(SpecdecError):
     """A model server that answers, and says no for good (wrong key, unknown model, bad request)."""
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Not every library raises an OSError for it: safetensors and torch have errors of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    told = ("No space left", "os error 28", "PytorchStreamWriter", "unexpected pos")
+    return any(sign in str(error) for sign in told)

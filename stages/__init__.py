@@ -5,7 +5,6 @@ errors into one line and an exit code (`specdec.errors`), and SIGTERM into an ex
 stopped and MLflow runs are closed on the way out.
 """
 
-import errno
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from specdec.config import Params
-from specdec.errors import ConfigError, SpecdecError
+from specdec.errors import ConfigError, SpecdecError, disk_is_full
 
 EMBEDDED_DATA = Path(".specdec/python-docs")  # the published repository of the embedded default
 # Read when the libraries are imported, which is after this: bars drawn into a log are noise.
@@ -42,14 +41,6 @@ def run(stage: Callable[[], None]) -> None:
         if not disk_is_full(error):
             raise
         _fail(f"the disk is full ({os.getcwd()}): free some space and run the same command again", 2)
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Not every library raises an OSError for it: safetensors and torch have errors of their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    told = ("No space left", "os error 28", "PytorchStreamWriter", "unexpected pos")
-    return any(sign in str(error) for sign in told)
 
 
 def drafter_name(params: Params) -> str:

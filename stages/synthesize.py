@@ -42,18 +42,21 @@ def main() -> None:
     with Journal.open(journal_path(JOURNALS, meaning), meaning) as journal:
         total, missing = count_missing(_prompts(), samples, journal)
         say(f"{total} rows, {total - missing} of them answered before")
-        figures = _ask(settings, environment, identity, journal) if missing else None
+        if missing:
+            _ask(settings, environment, identity, journal)
         data = {split: assemble(journal, _rows(split), samples, OUT / f"{split}.jsonl").figures() for split in SPLITS}
-    write_json(METRICS, {"engine": engine, "data": data, "run": figures})
+        # Of the last run that asked for something: this one, or the one that a kill kept from writing its metrics.
+        figures = journal.runs[-1] if journal.runs else None
+        write_json(METRICS, {"engine": engine, "data": data, "run": figures, "runs": len(journal.runs)})
+    if unanswered := sum(part["rows_missing"] for part in data.values()):
+        say(f"{unanswered} rows have no answer: `dvc repro -f synthesize` asks for them again")
 
 
-def _ask(
-    settings: Synthesize, environment: Environment, identity: dict[str, str], journal: Journal
-) -> dict[str, Any]:
-    """One run against the servers; returns its figures."""
+def _ask(settings: Synthesize, environment: Environment, identity: dict[str, str], journal: Journal) -> None:
+    """One run against the servers."""
     with serve(BASE, settings, environment, JOURNALS / "server.log", say) as servers:
         recipe = Recipe(settings.sampling, settings.max_model_len, identity, BaseTokens.load(BASE))
-        statistics = synthesize(
+        synthesize(
             _prompts,
             journal,
             servers,
@@ -62,8 +65,6 @@ def _ask(
             concurrency=environment.concurrency,
             say=say,
         )
-    refused = {s.url: list(s.endpoint.capabilities.refused) for s in servers if s.endpoint}
-    return {**statistics.figures(), "fields_refused": refused}
 
 
 def _identity() -> dict[str, str]:

@@ -1,14 +1,16 @@
 """`specdec profile`, `check`, `synthesize`, `generate`. Our own errors end in one line and their exit code."""
 
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from specdec.config import load_params, profile_names, use_profile
-from specdec.errors import SpecdecError
+from specdec.errors import SpecdecError, disk_is_full
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 profile = typer.Typer(no_args_is_help=True, help="Named settings, laid over params.yaml.")
@@ -104,7 +106,9 @@ def synthesize(
     try:
         answer_file(request, plain)
     except KeyboardInterrupt:
-        print("specdec: interrupted: run the same command with --resume, it goes on from here", file=sys.stderr)
+        journal = output.with_name(f"{output.name}.journal")
+        how = "with --resume, it goes on from here" if journal.exists() else "again"
+        print(f"specdec: interrupted: run the same command {how}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -142,8 +146,21 @@ def generate(
 def main() -> None:
     """The entry point of the `specdec` command."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported, later
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except SpecdecError as error:
-        print(f"specdec: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        _fail("the disk is full: free some space and run the same command again", 2)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"specdec: error: {message}", file=sys.stderr)
+    sys.exit(code)

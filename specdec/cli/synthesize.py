@@ -1,10 +1,11 @@
 """`specdec synthesize`: a file of conversations, answered by a server that runs. No pipeline around it.
 
-The journal is `OUTPUT.journal`, beside the output; `--resume` goes on with it. It is removed when every row has its
-answer; the output itself appears whole, at the end.
+The journal is `OUTPUT.journal`, beside the output; `--resume` goes on with it. It stays, as the record of what made
+the output, until somebody deletes it. The output itself appears whole, at the end.
 """
 
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,34 +51,38 @@ def answer_file(request: Request, say: Say) -> None:
     """Raises a SpecdecError, with what was answered kept in the journal."""
     sampling = validated(Sampling, request.sampling, "command line")
     journal_file = _journal_file(request)
-    if request.resume and request.output.exists() and not journal_file.exists():
-        say(f"{request.output} is complete: nothing to do")
-        return
     before = _state(request.data)
-    servers = _servers(request, sampling, say)
-    settings = _settings(request, sampling, servers)
+    settings = _settings(request, sampling)
     with Journal.open(journal_file, settings) as journal:
-        figures = _answer(request, sampling, servers, settings, journal, say)
-        if _state(request.data) != before:
-            raise DataError(
-                f"{request.data} changed while it was answered: restore it and run this again with --resume"
-            )
-        data = assemble(journal, _prompts(request), sampling.samples, request.output).figures()
-    if request.metrics:
-        write_json(request.metrics, {"data": data, "run": figures})
-    if not data["rows_missing"]:
-        journal_file.unlink()
+        try:
+            _answer(request, sampling, settings, journal, say)
+            if _state(request.data) != before:
+                raise DataError(f"{request.data} changed while it was answered: restore it, and go on with --resume")
+            data = assemble(journal, _prompts(request), sampling.samples, request.output).figures()
+        except BaseException:
+            if journal.empty:  # else a first attempt that was refused would stand in the way of the next one
+                journal_file.unlink()
+            raise
+        if request.metrics:
+            write_json(request.metrics, {"data": data, "run": journal.runs[-1] if journal.runs else None})
     say(f"{request.output}: {data['rows']} rows, {data['answer_tokens']} answer tokens, {data['finish_reasons']}")
+    if data["rows_missing"]:
+        say(f"{data['rows_missing']} rows have no answer: --resume asks for them again")
 
 
 def _journal_file(request: Request) -> Path:
     journal = request.output.with_name(f"{request.output.name}.journal")
     if not request.data.is_file():
         raise DataError(f"{request.data} is not there: name a file of conversations with --data")
+    for file in filter(None, (request.output, request.metrics)):
+        if file.is_dir() or not file.absolute().parent.is_dir():
+            raise ConfigError(f"{file} cannot be written: name a file in a folder that is there")
     if not request.resume and journal.exists():
         raise ConfigError(f"{journal} holds the answers of an earlier run: go on with --resume, or delete it")
     if not request.resume and request.output.exists():
         raise ConfigError(f"{request.output} is there already: delete it, or name another file with --output")
+    if request.max_model_len and not request.base:
+        raise ConfigError("--max-model-len needs --base, whose tokenizer counts; without it the server judges")
     return journal
 
 
@@ -87,27 +92,11 @@ def _state(data: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _servers(request: Request, sampling: Sampling, say: Say) -> list[Server]:
-    environment = Environment.read()
-    return connect_servers(
-        parse_urls(request.urls, "--url"),
-        environment.api_key,
-        sampling,
-        say,
-        model_name=request.model,
-        base=request.base,
-        engine="auto",
-        max_model_len=request.max_model_len,
-        seeds=environment.server_seeds,
-    )
-
-
-def _settings(request: Request, sampling: Sampling, servers: list[Server]) -> dict[str, Any]:
-    """What decides the answers, and the file whose rows they belong to."""
-    models = sorted({server.endpoint.model for server in servers if server.endpoint})
+def _settings(request: Request, sampling: Sampling) -> dict[str, Any]:
+    """What decides the answers, as far as it was stated, and the file whose rows they belong to."""
     return {
         f"sha256 of {request.data.name}": sha256_file(request.data),
-        "model": request.model or ", ".join(models),
+        "model": request.model,
         "system_prompt": request.system_prompt,
         "max_model_len": request.max_model_len,
         "sampling": sampling.model_dump(),
@@ -121,33 +110,50 @@ def _identity(base: Path) -> dict[str, str]:
     return identify(base).as_dict()
 
 
-def _answer(
-    request: Request, sampling: Sampling, servers: list[Server], settings: dict[str, Any], journal: Journal, say: Say
-) -> dict[str, Any] | None:
+def _answer(request: Request, sampling: Sampling, settings: dict[str, Any], journal: Journal, say: Say) -> None:
+    """Asks for what the journal lacks; no server is needed where that is nothing."""
     total, missing = _count(request, sampling.samples, journal, say)
     say(f"{total} rows, {total - missing} of them answered before")
     if not missing:
-        return None
-    base = settings["base"] or {"model": settings["model"]}
+        return
+    servers = _servers(request, sampling, say)
+    base = settings["base"] or {"model": _model(servers)}
     tokens = BaseTokens.load(request.base) if request.base else None
-    recipe = Recipe(sampling, _max_model_len(request, servers), base, tokens)
-    return synthesize(
+    synthesize(
         lambda: _prompts(request),
         journal,
         servers,
-        recipe,
+        Recipe(sampling, request.max_model_len, base, tokens),
         max_failed_share=request.max_failed_share,
         concurrency=request.concurrency,
         say=say,
-    ).figures()
+    )
 
 
-def _max_model_len(request: Request, servers: list[Server]) -> int | None:
-    told = [server.endpoint.max_model_len for server in servers if server.endpoint]
-    known = request.max_model_len or min((limit for limit in told if limit), default=None)
-    if known is None and request.sampling["cut_off"] == "continue":
-        raise ConfigError("the server does not tell its context: name it with --max-model-len to continue answers")
-    return known
+def _servers(request: Request, sampling: Sampling, say: Say) -> list[Server]:
+    environment = Environment.read()
+    servers = connect_servers(
+        parse_urls(request.urls, "--url"),
+        environment.api_key,
+        sampling,
+        say,
+        model_name=request.model,
+        base=request.base,
+        engine="auto",
+        max_model_len=request.max_model_len,
+        seeds=environment.server_seeds,
+    )
+    for server in servers:
+        if not request.base and server.endpoint and not server.endpoint.capabilities.token_ids:
+            raise ConfigError(
+                f"{server.url} gives no token ids: name the base's folder, with its tokenizer, in --base"
+            )
+    return servers
+
+
+def _model(servers: list[Server]) -> str:
+    """The names under which it is served."""
+    return ", ".join(sorted({server.endpoint.model for server in servers if server.endpoint}))
 
 
 def _count(request: Request, samples: int, journal: Journal, say: Say) -> tuple[int, int]:
@@ -174,5 +180,8 @@ def _prompts(request: Request, count: RowCount | None = None) -> Iterator[dict[s
 
 
 def plain(line: str) -> None:
-    """One progress line, with the time of day: such a run may take days."""
-    print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+    """One progress line, with the time of day: such a run may take days, and outlive the reader of its output."""
+    try:
+        print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open as long as we run

@@ -64,10 +64,13 @@ def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
         choice = content["choices"][0]
         text = choice["message"].get("content") if "message" in choice else choice["text"]
         prompt = content.get("prompt_token_ids", choice.get("prompt_token_ids"))
+        token_ids = _ids(choice.get("token_ids"))
+        if text and token_ids == []:
+            raise TypeError("a text without a token id")
         return Answer(
             text=_text(text or ""),
             finish_reason=_text(choice["finish_reason"]),
-            token_ids=_ids(choice.get("token_ids")),
+            token_ids=token_ids,
             prompt_token_ids=_ids(prompt),
             completion_tokens=_count((content.get("usage") or {}).get("completion_tokens")),
             seconds=seconds,

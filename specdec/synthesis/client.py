@@ -14,9 +14,10 @@ from specdec.synthesis.answer import Answer, BadAnswer, RowFailed, parse_answer
 from specdec.synthesis.endpoint import Endpoint
 
 MAY_PASS = frozenset({408, 409, 425, 429})
+NOT_HERE = frozenset({301, 302, 307, 308, 404, 405})  # no longer the server that it was when it was connected
+WHOLE, BROKEN_OFF = frozenset({"stop", "length"}), frozenset({"abort", "error"})  # finish reasons
 SHOWN_CHARACTERS = 300
 FULL_CONTEXT = ("context length", "maximum model length", "max_tokens must be at least 1, got 0")  # of vLLM
-REQUESTS = 64  # of one pool: httpx walks over all connections of a pool for each request
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class MayPass(Exception):
     def wants_less(self) -> bool:
         """The server answers, and has no room for this request now."""
         return self.kind == "http_429"
+
+    @property
+    def not_here(self) -> bool:
+        """The place answers, and is no longer the server that was connected: a model or path that is gone."""
+        return self.kind in {f"http_{status}" for status in NOT_HERE}
 
     @property
     def overload(self) -> bool:
@@ -115,10 +121,10 @@ class Client:
     def _read(self, response: httpx.Response, seconds: float) -> Answer:
         status = response.status_code
         if status == 200:
-            return parse_answer(read_json(response), seconds)
+            return _whole(parse_answer(read_json(response), seconds))
         if status in (401, 403):
             raise RequestRefused(key_refused(self.endpoint, status))
-        if status in MAY_PASS or status >= 500:
+        if status in MAY_PASS or status in NOT_HERE or status >= 500:
             raise MayPass(f"http_{status}", shown(response), _retry_after(response))
         raise RowFailed(_final_kind(response), shown(response))
 
@@ -132,6 +138,16 @@ class Client:
         finally:
             self._idle.append(connection)
         return response.status_code < 500
+
+
+def _whole(answer: Answer) -> Answer:
+    """An answer that the base ended, or the token limit. Raises MayPass or RowFailed for one that neither did."""
+    if answer.finish_reason in WHOLE:
+        return answer
+    message = f"the server ended the answer with finish_reason {answer.finish_reason!r}"
+    if answer.finish_reason in BROKEN_OFF:
+        raise MayPass("broken_off", message)
+    raise RowFailed("finish_reason", f"{message}: only stop and length are whole answers")
 
 
 def _final_kind(response: httpx.Response) -> str:

@@ -48,6 +48,7 @@ class Recipe:
 class Regenerated:
     """One conversation on its way: the history so far, one segment an answer, all answers for figures.
 
+    seeded: its answers can be had again, since a seed was sent with each request.
     prompts_differ: prompts that the server rendered to other ids than the base's own template does.
     counts_differ: answers whose re-made ids are not as many as the server counted.
     """
@@ -57,6 +58,7 @@ class Regenerated:
     segments: list[dict[str, Any]] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     token_ids_from: str = SERVER
+    seeded: bool = False
     prompts_differ: int = 0
     counts_differ: int = 0
 
@@ -68,7 +70,7 @@ class Regenerated:
             "category": job.prompt["category"],
             "messages": self.history,
             "segments": self.segments,
-            "sampling": self.draw.row(),
+            "sampling": {**self.draw.row(), "seeded": self.seeded},
             "base": dict(recipe.base),
             "token_ids_from": self.token_ids_from,
         }
@@ -81,6 +83,7 @@ async def regenerate(job: Job, asker: Asker, recipe: Recipe) -> Regenerated:
     context: what follows would be said on a history that the base never had in full.
     """
     made = Regenerated(Draw.of(recipe.sampling, str(job.prompt["id"]), job.sample))
+    made.seeded = asker.endpoint.capabilities.seeds and made.draw.temperature > 0
     for message in asked_turns(job.prompt):
         made.history.append({"role": message["role"], "content": message["content"]})
         if message["role"] == "user" and not await _answer(job, made, asker, recipe):
@@ -106,7 +109,7 @@ async def _answer(job: Job, made: Regenerated, asker: Asker, recipe: Recipe) -> 
         message = f"{len(ids)} prompt tokens and the answer exceed max_model_len"
         return _too_long(made, RowFailed("too_long", message))
     try:
-        answer = await asker.chat(made.history, made.draw, _seed(job, made, asker))
+        answer = await asker.chat(made.history, made.draw, _seed(job, made))
     except RowFailed as failure:
         if failure.kind == "too_long":
             return _too_long(made, failure)
@@ -146,7 +149,7 @@ async def _rest(answer: Answer, job: Job, made: Regenerated, asker: Asker, recip
     if room <= 0:
         return None
     try:
-        rest = await asker.resume(so_far, made.draw, room, _seed(job, made, asker, answer.pieces))
+        rest = await asker.resume(so_far, made.draw, room, _seed(job, made, answer.pieces))
     except RowFailed as failure:
         if failure.kind != "too_long":
             raise
@@ -163,8 +166,8 @@ def _text(answer: Answer, rest: Answer, tokens: Tokens | None) -> str:
     return tokens.text(answer.token_ids + rest.token_ids) if tokens else answer.text + rest.text
 
 
-def _seed(job: Job, made: Regenerated, asker: Asker, piece: int = 0) -> int | None:
-    if not asker.endpoint.capabilities.seeds or made.draw.temperature == 0:
+def _seed(job: Job, made: Regenerated, piece: int = 0) -> int | None:
+    if not made.seeded:
         return None
     return row_seed(str(job.prompt["id"]), job.sample, len(made.segments), piece)
 

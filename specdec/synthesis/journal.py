@@ -39,6 +39,7 @@ class Journal:
         self._file, self._index = file, Index()
         self._dirty, self._closing = False, threading.Event()
         self._error: OSError | None = None  # of a write or a sync: no line may follow
+        self.runs: list[dict[str, Any]] = []  # the figures of the runs that have asked for something, oldest first
         self._syncing = threading.Thread(target=self._sync_now_and_then, daemon=True)
 
     @classmethod
@@ -97,6 +98,11 @@ class Journal:
         """Rows that the settings leave out, by the reason."""
         return self._index.kinds(DROPPED)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been recorded yet."""
+        return not (self._index.count(ANSWERED) + self._index.count(DROPPED) + self._index.count(FAILED))
+
     def row(self, key: str) -> dict[str, Any] | None:
         """An answered row, read from the disk; None where the row has none."""
         if self._index.state(key) != ANSWERED:
@@ -125,6 +131,11 @@ class Journal:
     def failed(self, key: str, kind: str, message: str) -> None:
         """Records why a row has no answer; a later run tries it again."""
         self._index.put(key, FAILED, self._append({"key": key, "failed": {"kind": kind, "message": message}}), kind)
+
+    def ran(self, figures: Mapping[str, Any]) -> None:
+        """Records the figures of a run, which a later one that finds nothing to do still shows."""
+        self._append({"run": figures})
+        self.runs.append(dict(figures))
 
     def _append(self, entry: Mapping[str, Any]) -> Place:
         """Writes one line with one call; returns where it is."""
@@ -158,26 +169,33 @@ class Journal:
             for number, line in enumerate(lines, start=1):
                 entry = _parse(line)
                 if entry is None:
-                    _refuse_if_more(lines, self.path, number)
+                    _refuse_what_is_no_torn_end(line, lines, self.path, number, dump_line(header).encode())
                     break
                 if number == 1:
                     _compare(entry, header, self.path)
-                else:
-                    self._add(entry, (whole, len(line)))
+                elif not self._add(entry, (whole, len(line))):
+                    raise DataError(_damaged(self.path, number))
                 whole += len(line)
         self._file.truncate(whole)
         if whole == 0:
             self._append(header)
             os.fsync(self._file.fileno())
 
-    def _add(self, entry: Mapping[str, Any], place: Place) -> None:
-        key = entry["key"]
-        if "row" in entry:
-            self._index.put(key, ANSWERED, place)
-        elif "dropped" in entry:
-            self._index.put(key, DROPPED, place, entry["dropped"])
-        elif key not in self:
-            self._index.put(key, FAILED, place, entry["failed"]["kind"])
+    def _add(self, entry: Mapping[str, Any], place: Place) -> bool:
+        """Puts an entry into the index; False where it is none."""
+        match entry:
+            case {"key": str(key), "row": dict()}:
+                self._index.put(key, ANSWERED, place)
+            case {"key": str(key), "dropped": str(kind)}:
+                self._index.put(key, DROPPED, place, kind)
+            case {"key": str(key), "failed": {"kind": str(kind)}}:
+                if key not in self:
+                    self._index.put(key, FAILED, place, kind)
+            case {"run": dict(figures)}:
+                self.runs.append(figures)
+            case _:
+                return False
+        return True
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:
@@ -201,7 +219,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 
@@ -231,8 +249,14 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_if_more(lines: BinaryIO, path: Path, number: int) -> None:
-    """A torn end is a crash and is cut off; a broken line with whole ones after it is damage, not ours to
-    guess."""
-    if any(_parse(line) is not None for line in lines):
-        raise DataError(f"{path} is damaged at line {number}: delete that line to ask its row again")
+def _refuse_what_is_no_torn_end(line: bytes, lines: BinaryIO, path: Path, number: int, header: bytes) -> None:
+    """A torn end is a crash and is cut off; a broken line with whole ones behind it is damage, not ours to guess;
+    and a file that does not begin as a journal does is somebody's."""
+    if number == 1 and not header.startswith(line) and line.strip(b"\0"):
+        raise DataError(f"{path} is no journal, or its first line is damaged: move it away to begin a new one")
+    if any(_parse(later) is not None for later in lines):
+        raise DataError(_damaged(path, number))
+
+
+def _damaged(path: Path, number: int) -> str:
+    return f"{path} is damaged at line {number}: delete that line to ask its row again"

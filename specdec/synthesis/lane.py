@@ -6,7 +6,7 @@ rows go back to the backlog, for the others or for later, and it is connected ag
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from specdec.errors import RequestRefused, SpecdecError
@@ -33,13 +33,16 @@ class SetAside(Exception):
 
 class Lane:
     """A server, its client and its limit. concurrency: a fixed number of requests in flight; None finds it.
+    check: raises where a connected server is not to be used.
 
     gone: why it is not to be connected again. reason: why it is set aside. connects: since its last answer.
     starved: a slot is free, and no row is there for it.
     """
 
-    def __init__(self, server: Server, patience: Patience, concurrency: int | None) -> None:
-        self.server, self.patience, self._concurrency = server, patience, concurrency
+    def __init__(
+        self, server: Server, patience: Patience, concurrency: int | None, check: Callable[[Endpoint], None]
+    ) -> None:
+        self.server, self.patience, self._concurrency, self._check = server, patience, concurrency, check
         self.statistics = LaneStatistics(server.url)
         self.gone: SpecdecError | None = None
         self.reason = "it did not answer at the start"
@@ -51,6 +54,7 @@ class Lane:
         self._looking, self._healthy_at = asyncio.Lock(), 0.0
         self._failed_in_a_row, self._lost_in_a_row, self._lost_alone, self.connects = 0, 0, False, 0
         if server.endpoint:
+            check(server.endpoint)
             self._use(server.endpoint)
 
     @property
@@ -112,6 +116,7 @@ class Lane:
         """Connects again. Raises ServerError where that may be tried again, else what makes it `gone`."""
         self.connects += 1
         endpoint = await in_thread(self.server.connect)
+        self._check(endpoint)
         await self.close()
         self._use(endpoint)
 
@@ -121,6 +126,7 @@ class Lane:
         halved, fixed = max(0, self._lost_in_a_row - 1), self._concurrency is not None
         self.limit = Limit(self._concurrency or START, most, halved, fixed)
         self._client = Client(endpoint, self.patience)
+        self.statistics.refused = endpoint.capabilities.refused
         self._failed_in_a_row = 0
         self._down.clear()
         self._well.set()
@@ -180,7 +186,7 @@ class Lane:
 
     async def _given_up(self, failure: MayPass) -> str | None:
         self._failed_in_a_row += 1
-        if not await self._is_healthy():
+        if failure.not_here or not await self._is_healthy():
             return str(failure)
         if self._failed_in_a_row < ROUNDS_OF_FAILURE * self.patience.attempts:
             return None

@@ -18,7 +18,7 @@ from specdec.synthesis.answer import RowDropped, RowFailed
 from specdec.synthesis.backlog import Backlog, Job, Prompt
 from specdec.synthesis.client import Patience
 from specdec.synthesis.conversation import Recipe, Regenerated, regenerate
-from specdec.synthesis.endpoint import Server
+from specdec.synthesis.endpoint import Endpoint, Server
 from specdec.synthesis.interruptible import run_interruptible
 from specdec.synthesis.journal import Journal
 from specdec.synthesis.lane import Lane, SetAside
@@ -59,26 +59,17 @@ def synthesize(
     `max_failed_share` (of all rows), ServerError where no server answers any more, RequestRefused where none will
     have us. In every case what was answered is in the journal.
     """
-    _check_template(servers, recipe)
     total, missing = count_missing(prompts(), recipe.sampling.samples, journal)
     statistics = RunStatistics(total, total - missing)
     run = _Run(journal, recipe, statistics, max_failed_share * total, say, patience or Patience())
-    run_interruptible(run.all(prompts(), servers, concurrency))
+    try:
+        run_interruptible(run.all(prompts(), servers, concurrency))
+    finally:
+        if statistics.here:
+            journal.ran(statistics.figures())
     for line in statistics.last_lines():
         say(line)
     return statistics
-
-
-def _check_template(servers: Sequence[Server], recipe: Recipe) -> None:
-    """Raises RequestRefused where a server renders a prompt to other tokens than the base's own tokenizer and
-    template do: it serves another base, and a week of its answers would teach a drafter the wrong thing."""
-    for server in servers:
-        told = server.endpoint.capabilities.question_ids if server.endpoint else None
-        if told is not None and recipe.tokens and list(told) != recipe.tokens.prompt_ids(QUESTION):
-            raise RequestRefused(
-                f"the server at {server.url} renders prompts to other tokens than the base's own tokenizer and chat "
-                "template: let it serve this very base, with its own template"
-            )
 
 
 def assemble(journal: Journal, prompts: Iterable[Prompt], samples: int, out: Path) -> DataStatistics:
@@ -120,7 +111,7 @@ class _Run:
         """Answers every job, or stops at the first error that concerns everyone."""
         jobs = _jobs(prompts, self.recipe.sampling.samples)
         backlog = Backlog(job for job in jobs if self.journal.claim(job.key))
-        self.lanes = [Lane(server, self.patience, concurrency) for server in servers]
+        self.lanes = [Lane(server, self.patience, concurrency, self._check_template) for server in servers]
         progress = Progress(self.say, self.statistics.line, lambda: (self.statistics.done, self.statistics.total))
         try:
             with progress:
@@ -131,6 +122,16 @@ class _Run:
             self.statistics.end((lane.statistics, lane.limit.value) for lane in self.lanes)
             for lane in self.lanes:
                 await lane.close()
+
+    def _check_template(self, endpoint: Endpoint) -> None:
+        """Raises RequestRefused where a server renders a prompt to other tokens than the base's own tokenizer and
+        template do: it serves another base, and a week of its answers would teach a drafter the wrong thing."""
+        told, tokens = endpoint.capabilities.question_ids, self.recipe.tokens
+        if told is not None and tokens and list(told) != tokens.prompt_ids(QUESTION):
+            raise RequestRefused(
+                f"the server at {endpoint.url} renders prompts to other tokens than the base's own tokenizer and "
+                "chat template: let it serve this very base, with its own template"
+            )
 
     async def _until_done(self, backlog: Backlog, progress: Progress) -> None:
         async with asyncio.TaskGroup() as group:

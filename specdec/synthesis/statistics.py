@@ -16,7 +16,7 @@ from specdec.synthesis.histogram import Histogram
 class LaneStatistics:
     """Counts the requests of one server. Rows that were lost with it count too: it did answer them.
 
-    last_answer: when, on the monotonic clock.
+    last_answer: when, on the monotonic clock. refused: request fields that it does not take.
     """
 
     url: str
@@ -25,6 +25,7 @@ class LaneStatistics:
     tokens: int = 0
     set_aside: int = 0
     last_answer: float = 0.0
+    refused: tuple[str, ...] = ()
     latencies: Histogram = field(default_factory=Histogram)
 
     def add(self, answer: Answer, tokens: int) -> None:
@@ -42,6 +43,7 @@ class LaneStatistics:
             "answer_tokens": self.tokens,
             "share": round(self.tokens / all_tokens, 4) if all_tokens else None,
             "set_aside": self.set_aside,
+            "fields_refused": list(self.refused),
             "in_flight": in_flight,
             "latency_seconds": self.latencies.percentiles(),
         }

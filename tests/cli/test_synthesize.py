@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def test_the_options_of_nvidias_example(specdec: Any, server: Scripted, data: Pa
     assert {body["max_tokens"] for body in server.bodies[1:]} == {33}
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["data"]["rows"], figures["run"]["requests"]) == (7, 8)
-    assert {f.name for f in tmp_path.iterdir()} == {"out.jsonl", "figures.json", data.name}
+    assert {f.name for f in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.journal", "figures.json", data.name}
 
 
 def test_it_needs_neither_the_pipeline_nor_torch(server: Scripted, data: Path, tmp_path: Path) -> None:
@@ -127,8 +129,12 @@ def test_what_failed_is_asked_again_with_resume(specdec: Any, server: Scripted, 
     assert again.returncode == 0, again.stderr
     assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 7
     assert server.answered - before < 8, "what was answered is not asked again"
-    assert not (tmp_path / "out.jsonl.journal").exists()
-    assert "nothing to do" in specdec(*options, "--resume").stdout
+    server.stop()
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert "7 rows, 7 of them answered before" in specdec(*options, "--resume").stdout, "and no server is asked"
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert "max_tokens was 512 and is 9" in refused(specdec(*options, "--resume", "--max-tokens", 9))
+    (tmp_path / "out.jsonl.journal").unlink()
     assert "is there already" in refused(specdec(*options))
 
 
@@ -139,7 +145,7 @@ def test_failures_within_the_budget_keep_the_journal(
     ran = specdec("--data", data, "--output", "out.jsonl", "--url", server.url, "--max-failed-share", 0.5)
     assert ran.returncode == 0
     assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 6
-    assert (tmp_path / "out.jsonl.journal").exists()
+    assert "1 rows have no answer: --resume asks for them again" in ran.stdout
 
 
 @pytest.fixture
@@ -223,3 +229,62 @@ def test_rows_that_are_no_conversation_are_told(specdec: Any, server: Scripted, 
     (tmp_path / "data.jsonl").write_text('{"messages": []}\n')
     line = refused(specdec("--data", "data.jsonl", "--output", "other.jsonl", "--url", server.url))
     assert "data.jsonl has no conversation: 1 rows" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"--url": "http://127.0.0.1:9"}, 75, "http://127.0.0.1:9"),
+        ({"--max-model-len": "100"}, 2, "--max-model-len needs --base"),
+        ({"--output": "no/such/folder/out.jsonl"}, 2, "name a file in a folder that is there"),
+        ({"--metrics": "."}, 2, "cannot be written"),
+    ],
+)
+def test_what_is_refused_at_once_leaves_nothing(
+    change: dict[str, str], code: int, says: str, specdec: Any, server: Scripted, data: Path, tmp_path: Path
+) -> None:
+    options = {"--data": str(data), "--output": "out.jsonl", "--url": server.url, **change}
+    assert says in refused(specdec(*(part for pair in options.items() for part in pair)), code)
+    assert [file.name for file in tmp_path.iterdir()] == [data.name]
+
+
+def test_a_server_without_token_ids_needs_the_base(
+    specdec: Any, server: Scripted, data: Path, tmp_path: Path
+) -> None:
+    server.gives_ids = False
+    line = refused(specdec("--data", data, "--output", "out.jsonl", "--url", server.url))
+    assert "gives no token ids: name the base's folder" in line
+    assert [file.name for file in tmp_path.iterdir()] == [data.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_it_says_how_to_go_on(number: int, server: Scripted, data: Path, tmp_path: Path) -> None:
+    server.delay = 0.5
+    command = [sys.executable, "-c", "from specdec.cli import main; main()", "synthesize", "--data", str(data)]
+    running = subprocess.Popen(
+        [*command, "--output", "out.jsonl", "--url", server.url, "--concurrency", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SPECDEC_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while server.answered < 4 and time.monotonic() < deadline:  # the probe, and a row of two turns for certain
+        time.sleep(0.01)
+    running.send_signal(number)
+    _, told = running.communicate(timeout=20)
+    assert (running.returncode, told.splitlines()) == (
+        130,
+        ["specdec: interrupted: run the same command with --resume, it goes on from here"],
+    )
+    assert (tmp_path / "out.jsonl.journal").exists()
+
+
+def test_a_closed_pipe_does_not_end_the_run(server: Scripted, data: Path, tmp_path: Path) -> None:
+    command = (
+        f"{sys.executable} -c 'from specdec.cli import main; main()' synthesize --data {data} --output out.jsonl"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SPECDEC_API_KEY": KEY}
+    subprocess.run(f"{command} --url {server.url} | head -1", shell=True, cwd=tmp_path, env=environment, timeout=60)  # noqa: S602
+    assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 7

@@ -15,6 +15,7 @@ import yaml
 from tests.settings import medusa, sampling
 
 ROOT = Path(__file__).resolve().parents[2]
+KEY = "sk-of-somebody-else-4417"  # in the environment of every run; nothing may write it down
 CODE = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "flows", "stages", "specdec", "profiles")
 
 SMALL: dict[str, Any] = {
@@ -105,7 +106,7 @@ def make_project(root: Path, base: Path, dataset: Path) -> Project:
     own = ("PREFECT_", "MLFLOW_", "SPECDEC_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(root)}
+    environment |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(root), "SPECDEC_API_KEY": KEY}
     project = Project(root, environment)
     project.params(
         clone_data={"url": str(dataset), "revision": "main", "file": "train.jsonl", "max_bad_share": 0.0},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, Project, make_project
+from tests.integration.conftest import KEY, ROOT, Project, make_project
 from tests.settings import medusa
 
 
@@ -33,6 +33,13 @@ def load(project: Project, path: str) -> Any:
 
 def rows(project: Project, path: str) -> list[Any]:
     return [json.loads(line) for line in (project.root / path).read_text().splitlines()]
+
+
+def test_the_key_is_nowhere(project: Project) -> None:
+    """Not in logs, metrics, MLflow's database and artifacts, Prefect's, the journal, or what DVC keeps."""
+    files = [file for file in project.root.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert {"mlflow.db", "first.log", "server.log", "dvc.lock"} <= {file.name for file in files}
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
 def test_every_stage_did_its_work(project: Project) -> None:

@@ -9,13 +9,13 @@ from specdec.io import read_jsonl
 from specdec.synthesis import Capabilities, Endpoint, Journal, Recipe, Server, assemble, synthesize
 from stages import run
 from tests.settings import sampling
-from tests.synthesis.scripted import CharacterTokens
+from tests.synthesis.scripted import TOKENS
 
 
 def main() -> None:
     url, key, prompts, folder, out = sys.argv[1:]
     rows = list(read_jsonl(Path(prompts)))
-    recipe = Recipe(sampling(), 100_000, {"weights": "w"}, CharacterTokens())
+    recipe = Recipe(sampling(), 100_000, {"weights": "w"}, TOKENS)
     endpoint = Endpoint(url, "base", "vllm", SecretStr(key), Capabilities())
     with Journal.open(Path(folder) / "journal.jsonl", {"sampling": "greedy"}) as journal:
         server = Server(url, lambda: endpoint, endpoint)

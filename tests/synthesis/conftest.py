@@ -14,7 +14,7 @@ from specdec.synthesis import Capabilities, Endpoint, Journal, Patience, Recipe,
 from specdec.synthesis.request import row_seed
 from specdec.synthesis.statistics import RunStatistics
 from tests.settings import sampling
-from tests.synthesis.scripted import KEY, CharacterTokens, Plan, Scripted, reply
+from tests.synthesis.scripted import KEY, TOKENS, Plan, Scripted, reply
 
 BASE = {"weights": "w" * 64, "tokenizer": "t" * 64, "chat_template": "c" * 64}
 GREEDY = sampling()
@@ -55,7 +55,7 @@ def known(endpoint: Endpoint) -> Server:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return Recipe(GREEDY, 100_000, BASE, CharacterTokens())
+    return Recipe(GREEDY, 100_000, BASE, TOKENS)
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ class Scripted:
     delay: seconds before each answer. beat: seconds between two moments at which all that are ready leave together.
     gives_ids, takes_ids: whether it gives token ids, and takes them as a prompt.
     says: what it answers instead of `reply`. context: tokens of prompt and answer; more is refused as vLLM does.
-    room: requests at once; another one gets 429.
+    room: requests at once; another one gets 429. refuses: fields with which a request is refused, in the words of
+    `refusal`, which may repeat the whole `{body}`.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Scripted:
         says: Callable[..., str] = reply,
         context: int = 10**9,
         room: int = 10**9,
+        refusal: str = "Unexpected fields in the request",
     ) -> None:
         self.plan, self.delay, self.beat, self.gives_ids, self.takes_ids = plan, delay, beat, gives_ids, takes_ids
         self.refuses, self.says, self.context, self.room = refuses, says, context, room
+        self.refusal = refusal
         self.asked: Counter[str] = Counter()
         self.answered = self.port = 0
         self.bodies: list[dict[str, Any]] = []
@@ -157,8 +160,8 @@ class Scripted:
     async def _answer(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
         if body["model"] != "base":
             return self._send(writer, 404, '{"error": "The model does not exist"}')
-        if unknown := [name for name in self.refuses if name in body]:
-            return self._send(writer, 422, json.dumps({"detail": f"Unexpected fields: {unknown}"}))
+        if any(name in body for name in self.refuses):
+            return self._send(writer, 422, json.dumps({"detail": self.refusal.format(body=body)}))
         messages, so_far = _asked(body)
         last = messages[-1]["content"]
         action, self.asked[last] = self.plan(last, self.asked[last]), self.asked[last] + 1
@@ -210,6 +213,8 @@ class Scripted:
         ids = left[: body["max_tokens"]]
         finish = "stop" if len(ids) == len(left) and action != "length" else "length"
         text = TOKENS.text(ids)
+        finish = action if action in ("abort", "repetition") else finish
+        ids = [] if action == "no ids" else ids
         choice: dict[str, Any] = {"finish_reason": finish, "token_ids": ids if self.gives_ids else None}
         choice |= {"text": text} if "prompt" in body else {"message": {"content": text}}
         answer: dict[str, Any] = {"choices": [choice], "usage": {"completion_tokens": len(ids)}}

@@ -308,3 +308,39 @@ def test_the_index_does_not_grow_in_memory() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 16e6
+
+
+@pytest.mark.parametrize("content", [b"somebody's notes\nof two lines\n", b"notes", b"{oops\n"])
+def test_somebodys_file_is_not_wiped(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is no journal, or its first line is damaged"):
+        Journal.open(path, SETTINGS)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b'{"key": 3, "row": {}}\n', b'{"key": "x", "failed": 1}\n'])
+def test_a_line_that_is_no_entry_is_damage(tmp_path: Path, line: bytes) -> None:
+    path = filled(tmp_path)
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(DataError, match="damaged at line 6"):
+        Journal.open(path, SETTINGS)
+
+
+def test_deep_nesting_is_a_torn_end(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"[" * 100_000 + b"\n")
+    Journal.open(path, SETTINGS).close()
+    assert path.read_bytes() == whole
+
+
+def test_the_figures_of_runs_are_kept(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
+        assert journal.empty
+        journal.ran({"answer_tokens": 7})
+        assert journal.empty
+    path = filled(tmp_path)
+    with Journal.open(path, SETTINGS) as journal:
+        assert journal.runs == [{"answer_tokens": 7}]
+        assert not journal.empty

@@ -10,7 +10,7 @@ from specdec.errors import DataError, RequestRefused, ServerError
 from specdec.synthesis import Journal, Recipe, synthesize
 from tests.settings import sampling
 from tests.synthesis.conftest import known, regenerated
-from tests.synthesis.scripted import END
+from tests.synthesis.scripted import END, TOKENS
 
 
 def test_each_turn_is_regenerated_on_its_own_history(scripted: Any, go: Any, prompts: Any) -> None:
@@ -24,7 +24,14 @@ def test_each_turn_is_regenerated_on_its_own_history(scripted: Any, go: Any, pro
         assert set(made) == {"id", "sample", "category", "messages", "segments", "sampling", "base", "token_ids_from"}
         assert made["token_ids_from"] == "server"
         assert made["segments"][0]["token_ids"][-1] == END
-        assert made["sampling"] == {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 64}
+        assert made["sampling"] == {
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "max_tokens": 64,
+            "seeded": False,
+        }
 
 
 def test_answered_rows_are_not_asked_again_and_failed_ones_are(scripted: Any, go: Any, prompts: Any) -> None:
@@ -50,7 +57,8 @@ def test_a_cut_off_answer_ends_the_conversation(scripted: Any, go: Any, prompts:
 def test_a_turn_that_does_not_fit_the_context_ends_the_conversation(
     scripted: Any, go: Any, prompts: Any, recipe: Recipe
 ) -> None:
-    object.__setattr__(recipe, "max_model_len", 64 + 20)  # room for `user 2.0`, not for what follows
+    first = len(TOKENS.prompt_ids([{"role": "user", "content": "user 2.0"}]))
+    object.__setattr__(recipe, "max_model_len", 64 + first + 5)  # room for `user 2.0`, not for what follows
     _, [out] = go(scripted(), [prompts(3)[2]])
     assert [m["role"] for m in out["messages"]] == ["user", "assistant"]
     object.__setattr__(recipe, "max_model_len", 64 + 5)
@@ -61,9 +69,8 @@ def test_a_turn_that_does_not_fit_the_context_ends_the_conversation(
 def test_without_the_servers_token_ids_they_are_remade(scripted: Any, go: Any, prompts: Any) -> None:
     _, out = go(scripted(gives_ids=False), prompts(2))
     assert {r["token_ids_from"] for r in out} == {"tokenizer"}
-    prompt = "".join(m["content"] for m in out[0]["messages"][:-1])
-    assert "".join(map(chr, out[0]["segments"][0]["prompt_token_ids"])) == prompt
-    assert "".join(map(chr, out[0]["segments"][0]["token_ids"])) == out[0]["messages"][-1]["content"]
+    assert out[0]["segments"][0]["prompt_token_ids"] == TOKENS.prompt_ids(out[0]["messages"][:-1])
+    assert TOKENS.text(out[0]["segments"][0]["token_ids"]) == out[0]["messages"][-1]["content"]
 
 
 def test_all_sampling_settings_are_sent(scripted: Any, go: Any, prompts: Any, recipe: Recipe) -> None:
@@ -172,3 +179,24 @@ def test_the_same_answers_give_the_same_bytes_whatever_their_order(
     jitter = random.Random(1)
     go(scripted(lambda _last, _n: jitter.choice(["ok", "slow"])), rows)
     assert (tmp_path / "out.jsonl").read_bytes() == first
+
+
+def test_a_broken_off_answer_is_asked_again(scripted: Any, go: Any, prompts: Any) -> None:
+    server = scripted(lambda _last, n: "abort" if n == 0 else "ok")
+    statistics, out = go(server, prompts(4))
+    assert len(out) == 4
+    assert {s["finish_reason"] for row in out for s in row["segments"]} == {"stop"}
+    assert statistics.figures()["retries"] == len(server.asked)
+
+
+def test_an_answer_that_ended_otherwise_fails_its_row(scripted: Any, go: Any, prompts: Any) -> None:
+    statistics, out = go(scripted(lambda last, _n: "repetition" if last == "user 1.0" else "ok"), prompts(3))
+    assert (statistics.failures, len(out)) == ({"finish_reason": 1}, 2)
+    assert "'repetition': only stop and length are whole answers" in statistics.failure_summary()
+
+
+def test_a_text_without_token_ids_is_no_answer(scripted: Any, go: Any, prompts: Any) -> None:
+    statistics, out = go(scripted(lambda last, n: "no ids" if last == "user 1.0" and n < 2 else "ok"), prompts(3))
+    assert len(out) == 3
+    assert statistics.figures()["retries"] == 2
+    assert all(segment["token_ids"] for row in out for segment in row["segments"])

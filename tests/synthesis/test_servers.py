@@ -41,6 +41,20 @@ def test_a_server_twice_as_fast_answers_twice_as_much(scripted: Any, go: Any, pr
     assert shares == {s.url: pytest.approx(s.answered / 150, abs=0.01) for s in (slow, fast)}
 
 
+def test_a_thousand_requests_in_flight(scripted: Any, go: Any, prompts: Any) -> None:
+    most = [0]
+
+    def plan(_last: str, _n: int) -> str:
+        most[0] = max(most[0], 1 + sum(server.asked.values()) - server.answered)
+        return "ok"
+
+    server: Scripted = scripted(lambda last, n: plan(last, n), delay=1.5)
+    patient = Patience(attempts=2, watch=60.0)
+    statistics, out = go(server, short(prompts, 1400), concurrency=1000, patience=patient)
+    assert (len(out), statistics.failures.total()) == (1400, 0)
+    assert most[0] == 1000
+
+
 def test_one_is_set_aside_tried_again_and_used_again(scripted: Any, go: Any, prompts: Any) -> None:
     said: list[str] = []
     steady = scripted(delay=0.02)
@@ -304,3 +318,23 @@ def test_requests_that_fail_together_look_at_health_once(
     _, out = go(server, short(prompts, 20), concurrency=20, patience=patient)
     assert len(out) == 20
     assert server.health_looks <= 3
+
+
+def test_a_server_of_another_base_that_comes_later_is_left_out(
+    scripted: Any, go: Any, prompts: Any, endpoint: Callable[..., Endpoint]
+) -> None:
+    said: list[str] = []
+    right, wrong = scripted(delay=0.02), scripted()
+    other = endpoint(wrong, question_ids=(1, 2, 3))
+    statistics, out = go([right, Server(wrong.url, lambda: other, None)], short(prompts, 60), say=said.append)
+    assert (len(out), wrong.answered, statistics.failures.total()) == (60, 0, 0)
+    assert any("left out" in line and "renders prompts to other tokens" in line for line in said)
+
+
+@pytest.mark.parametrize("status", ["404", "405", "307"])
+def test_a_server_whose_model_is_gone_is_set_aside(status: str, scripted: Any, go: Any, prompts: Any) -> None:
+    steady = scripted(delay=0.02)
+    gone: Scripted = scripted(lambda _last, _n: status if gone.answered >= 5 else "ok")
+    statistics, out = go([steady, gone], short(prompts, 80), share=0.0)
+    assert (len(out), statistics.failures.total()) == (80, 0)
+    assert statistics.figures()["servers"][gone.url]["set_aside"] >= 1
