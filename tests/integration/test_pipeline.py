@@ -163,6 +163,7 @@ def test_a_stage_that_fails_is_named(project: Project) -> None:
     assert "docs-that-are-not" in output
 
 
+@pytest.mark.soak
 def test_killed_at_any_moment_it_finishes_with_the_same_data(
     tmp_path: Path, base_folder: Path, dataset: Path, project: Project
 ) -> None:
