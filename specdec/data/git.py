@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 import psutil
 from filelock import FileLock
@@ -103,6 +104,15 @@ def fetch(url: str, revision: str, work: Path, say: Callable[[str], None]) -> Ch
         return _fetch(url, revision, work)
 
 
+def local_path(url: str) -> Path:
+    """Where a path, or a `file://` URL as `Path.as_uri` writes it, is on this machine, if it is there at all."""
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")  # not by urlsplit: a bare ? or # belongs to the path, as for git
+    if scheme.lower() == "file" and host.lower() in ("", "localhost"):
+        return Path("/" + unquote(path, errors="surrogateescape"))
+    return Path(url).expanduser()
+
+
 def without_credentials(url: str) -> str:
     """The URL (or a text with URLs) without the names and passwords in it; ssh keeps the name, which is no secret."""
     text = re.sub(r"(https?://)[^/?#\s'\"]*@", r"\1", url)
@@ -127,7 +137,7 @@ def _is_git_in(process: psutil.Process, work: Path) -> bool:
 
 def _fetch(url: str, revision: str, work: Path) -> Checkout:
     _git(["init", "--quiet", "--bare"], work)  # leaves what is there, completes what a kill left of it
-    local = Path(url.removeprefix("file://")).expanduser()
+    local = local_path(url)
     source = str(local.resolve()) if local.exists() else url
     command = ["fetch", "--depth", "1", "--no-tags", "--force", "--end-of-options", source, revision]
     result = _run(command, work)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from specdec.data.git import without_credentials
+from specdec.data.git import local_path, without_credentials
 from specdec.errors import DataError, TransientError
 from specdec.io import sha256_file
 
@@ -50,7 +50,7 @@ def fetch_object(url: str, pointer: Pointer, out: Path, say: Callable[[str], Non
     Raises DataError when the content is not there or is not what the pointer says, TransientError when the
     network fails (what has come stays in `out`).
     """
-    local = Path(url.removeprefix("file://")).expanduser()
+    local = local_path(url)
     if local.exists():
         _copy(local, pointer, out)
     elif url.startswith(("http://", "https://")):

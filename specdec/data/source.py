@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.data.conversations import RowCount, read_conversations
-from specdec.data.git import Checkout, fetch, without_credentials
+from specdec.data.git import Checkout, fetch, local_path, without_credentials
 from specdec.data.lfs import Pointer, fetch_object, read_pointer
 from specdec.errors import DataError
 from specdec.io import replacing, sha256_file, sha256_json
@@ -52,7 +52,7 @@ def clone_file(
     Raises DataError when the repository, the revision or the file does not exist, when LFS content is not what
     its pointer says, or when more than `max_bad_share` of the rows cannot be used (they are listed).
     """
-    local = Path(url.removeprefix("file://")).expanduser()
+    local = local_path(url)
     if revision is None or file is None:
         return _copy_file(url, local, out, max_bad_share, say)
     _check_repository(url, local)
