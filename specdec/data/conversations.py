@@ -100,24 +100,30 @@ def load_row(line: bytes) -> dict[str, Any]:
 
 def parse_row(row: dict[str, Any]) -> Conversation:
     """A row's conversation, without an answer at its beginning, whose question is not there. Raises BadRow."""
-    turns = row.get("conversations", row.get("messages"))
+    turns = row.get("conversations") or row.get("messages")  # merged datasets have both columns, one of them null
     if not isinstance(turns, list) or not turns:
         raise BadRow("no conversation")
     messages = [_message(turn) for turn in turns]
-    system = [messages.pop(0)] if messages[0]["role"] == "system" else []
-    if not system:
-        system = [{"role": "system", "content": _text(row.get("system") or "")}]
+    system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    if not system.strip():
+        system = _text(row.get("system") or "")
     if messages and messages[0]["role"] == "assistant":
         del messages[0]
     _check_order(messages)
-    return Conversation(_category(row), [*(m for m in system if m["content"].strip()), *messages])
+    opening = [{"role": "system", "content": system}] if system.strip() else []
+    return Conversation(_category(row), [*opening, *messages])
+
+
+def first_of(row: dict[str, Any], *keys: str) -> Any:
+    """The value of the first of these keys that has one: null is none."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("turn is not an object")
-    role = _role(turn.get("from", turn.get("role")))
-    text = _content(turn.get("value", turn.get("content")))
+    role = _role(first_of(turn, "from", "role"))
+    text = _content(first_of(turn, "value", "content"))
     if not text.strip() and role != "system":
         raise BadRow("empty turn")
     return {"role": role, "content": text}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from specdec.data.conversations import BadRow, load_row, parse_row
+from specdec.data.conversations import BadRow, first_of, load_row, parse_row
 from specdec.data.prompts import user_turns
 from specdec.data.rows import read_rows
 from specdec.errors import DataError
@@ -36,9 +36,9 @@ def _read(line: bytes, number: int, path: Path) -> list[str]:
 
 
 def _turns(row: dict[str, Any]) -> list[str]:
-    if "conversations" in row or "messages" in row:
+    if row.get("conversations") or row.get("messages"):
         return user_turns(parse_row(row).messages)
-    turns = row.get("turns", [row.get("question", row.get("prompt"))])
+    turns = row["turns"] if row.get("turns") is not None else [first_of(row, "question", "prompt")]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
         raise BadRow("no turns, question, prompt, messages or conversations")
     return turns

@@ -54,6 +54,30 @@ def test_an_empty_system_turn_is_none() -> None:
     assert parse({"messages": turns}) == [("user", "Q")]
 
 
+def test_an_empty_system_turn_hides_no_system_prompt_of_the_row() -> None:
+    turns = [{"role": "system", "content": " "}, {"role": "user", "content": "Q"}]
+    assert parse({"system": "S", "messages": turns}) == [("system", "S"), ("user", "Q")]
+    turns[0]["content"] = "T"
+    assert parse({"system": "S", "messages": turns}) == [("system", "T"), ("user", "Q")]
+
+
+NULLS = {"from": None, "value": None, "role": None, "content": None}
+
+
+@pytest.mark.parametrize("other", [None, []])
+def test_rows_of_merged_datasets(other: Any) -> None:
+    """Every row has the columns of all, and null in those of the others."""
+    wanted = [("user", "Q"), ("assistant", "A")]
+    messages = [{**NULLS, "role": r, "content": c} for r, c in wanted]
+    assert parse({"conversations": other, "messages": messages, "system": None}) == wanted
+    conversations = [{**NULLS, "from": "human", "value": "Q"}, {**NULLS, "from": "gpt", "value": "A"}]
+    assert parse({"conversations": conversations, "messages": other}) == wanted
+    with pytest.raises(BadRow, match="no conversation"):
+        parse({"conversations": other, "messages": other})
+    with pytest.raises(BadRow, match="unknown role"):
+        parse({"messages": [NULLS]})
+
+
 def test_content_in_parts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert parse({"messages": [{"role": "user", "content": parts}]}) == [("user", "one\ntwo")]

@@ -32,6 +32,14 @@ def test_every_form(tmp_path: Path) -> None:
     assert read_evaluation_file(file, write(file, rows)) == [["Q", "R"]] * 4 + [["Q"], ["def f():"]]
 
 
+def test_columns_of_merged_files(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    none = dict.fromkeys(("turns", "question", "prompt", "messages", "conversations"))
+    rows = [{**none, "question": "Q"}, {**none, "prompt": "Q"}, {**none, "turns": ["Q"]}]
+    rows.append({**none, "messages": [{"role": "user", "content": "Q"}]})
+    assert read_evaluation_file(file, write(file, rows)) == [["Q"]] * 4
+
+
 @pytest.mark.parametrize("row", [{"text": "Q"}, {"turns": []}, {"turns": [1]}, {"prompt": None}, {"messages": []}, 3])
 def test_a_row_of_another_form_is_an_error(tmp_path: Path, row: Any) -> None:
     file = tmp_path / "bench.jsonl"

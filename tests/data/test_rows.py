@@ -1,6 +1,10 @@
 """Rows of JSONL and of one array are the same rows, whatever is in them and wherever a block of bytes ends."""
 
+import bz2
+import gzip
 import json
+import lzma
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,39 @@ def test_a_cut_array_is_never_a_shorter_one(
 def test_lines(tmp_path: Path) -> None:
     assert elements(tmp_path, b'{"a": 1}\n\n \n[2]\n3') == [(1, b'{"a": 1}\n'), (4, b"[2]\n"), (5, b"3")]
     assert elements(tmp_path, b"") == []
+
+
+def test_a_byte_order_mark_is_no_row(tmp_path: Path) -> None:
+    """On a line of its own, and where two files with one were joined."""
+    mark = b"\xef\xbb\xbf"
+    found = elements(tmp_path, mark + b"\n{}\n" + mark + b"\r\n" + mark + b"{}\n")
+    assert [(number, json.loads(row)) for number, row in found] == [(2, {}), (4, {})]
+
+
+OTHERS = [
+    (gzip.compress(b"{}\n"), "is compressed with gzip: decompress it"),
+    (b"\x28\xb5\x2f\xfd" + bytes(20), "is compressed with zstd: decompress it"),
+    (bz2.compress(b"{}\n"), "is compressed with bzip2: decompress it"),
+    (lzma.compress(b"{}\n"), "is compressed with xz: decompress it"),
+    (b"PK\x03\x04" + bytes(20), "is a zip archive: unpack it"),
+    (b"PAR1" + bytes(20), "is Parquet: convert it to JSONL"),
+    ('{"a": 1}\n'.encode("utf-16"), "is UTF-16 text: convert it to UTF-8"),
+    ('\ufeff{"a": 1}\n'.encode("utf-16-be"), "is UTF-16 text: convert it to UTF-8"),
+    (json.dumps({"a": [1]}, indent=2).encode(), "holds a JSON object written over several lines"),
+    (b'\xef\xbb\xbf\r\n{ \r\n\t"a": 1}', "holds a JSON object written over several lines"),
+]
+
+
+@pytest.mark.parametrize(("content", "what"), OTHERS, ids=[what for _, what in OTHERS])
+def test_another_format_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=rf"rows {re.escape(what)}") as caught:
+        elements(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b'{\n{"a": 1}\n', b'{"a":\n', b"{}\n", b"{"])
+def test_a_broken_first_line_is_a_row(tmp_path: Path, content: bytes) -> None:
+    assert elements(tmp_path, content)
 
 
 def test_one_broken_row_does_not_take_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Cloning: pinned, whole, with Git LFS; and what a user meets when something is wrong."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -114,6 +115,42 @@ def test_a_plain_file(clone: Clone, tmp_path: Path, name: str) -> None:
         assert (source.url, source.revision, source.commit, source.file) == (str(url), None, None, None)
         assert (source.rows, source.size) == (50, len(content))
         assert source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_file_urls(repository: Path, clone: Clone, tmp_path: Path) -> None:
+    """As other programs write them: quoted, with or without the host; for a file, a repository and its LFS store."""
+    folder = repository.rename(tmp_path / "my data, 100% é")
+    for url in (folder.as_uri(), folder.as_uri().replace("file:///", "file://localhost/")):
+        assert clone(f"{url}/train.jsonl", None, None).rows == 50
+        assert clone(url).rows == 50
+        with pytest.raises(DataError, match=r"is a folder: .* needs both"):
+            clone(url, None, None)
+    commit(folder, pointer_text(ROWS), "lfs")
+    oid = hashlib.sha256(ROWS).hexdigest()
+    stored = folder / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(ROWS)
+    assert clone(folder.as_uri()).sha256 == oid
+
+
+@pytest.mark.parametrize("name", ["a?b#c.jsonl", "[a.jsonl", "100%.jsonl"])
+def test_a_file_url_without_quoting(clone: Clone, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(ROWS)
+    assert clone(f"file://{tmp_path / name}", None, None).rows == 50
+
+
+def test_a_file_on_another_machine(clone: Clone, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(ROWS)
+    with pytest.raises(DataError, match="is no file on this machine"):
+        clone(f"file://elsewhere{tmp_path}/rows.jsonl", None, None)
+
+
+def test_a_file_of_another_format_is_named(clone: Clone, tmp_path: Path) -> None:
+    """Whatever share of bad rows is allowed."""
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(ROWS))
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz is compressed with gzip: decompress it"):
+        clone(tmp_path / "rows.jsonl.gz", None, None, share=1.0)
+    assert not list(tmp_path.glob("*out.jsonl*"))
 
 
 def test_a_cut_array_is_no_shorter_file(clone: Clone, tmp_path: Path) -> None:
