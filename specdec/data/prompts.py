@@ -58,7 +58,7 @@ def prompt_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
 
 
 def batch_prompt_ids(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int]]:
-    """The same for several. Raises jinja2's TemplateError when the template refuses one of them."""
+    """The same for several. Raises whatever the template raises that refuses one of them."""
     if not tokenizer.chat_template:
         raise ModelError("the base's tokenizer has no chat template: choose a chat model, or add chat_template.jinja")
     encoded = tokenizer.apply_chat_template(

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from specdec.data import prompt_table
+from specdec.data import lengths, prompt_table
 from specdec.data.conversations import Conversation
 from specdec.data.lengths import REFUSED, UNKNOWN, length_bins, length_table, percentiles, token_lengths
 from specdec.data.prompt_table import write_table
 from specdec.data.prompts import SPLITS, make_prompt
+from specdec.errors import ModelError
 from specdec.targets import load_tokenizer
 from tests.tiny import SPECIAL, TEMPLATE
 
@@ -42,6 +43,36 @@ def test_lengths_are_those_of_every_prompt_alone(base_folder: Path, tmp_path: Pa
         found = token_lengths(table, asked, tokenizer, print)
         wanted = [REFUSED if no else alone(talk) for talk, no in zip(talks, refuses, strict=True)]
         assert found.tolist() == [UNKNOWN, UNKNOWN, *wanted[2:]]
+
+
+@pytest.mark.parametrize(
+    "raises",
+    ["{{ messages[0].content + 1 }}", "{{ 1 // 0 }}", "{{ messages[0].content.encode('ascii') }}"],
+)
+def test_whatever_a_template_raises_refuses_the_prompt(base_folder: Path, tmp_path: Path, raises: str) -> None:
+    tokenizer = load_tokenizer(base_folder)
+    tokenizer.chat_template = "{% if 'é' in messages[0]['content'] %}" + raises + "{% endif %}" + TEMPLATE
+    talks = [[{"role": "user", "content": text}] for text in ("a", "é", "b", "c é")]
+    table = write_table((make_prompt(Conversation("c", t), 1) for t in talks), 0.3, 0.3, tmp_path / "p.arrow")
+    said: list[str] = []
+    found = token_lengths(table, np.arange(4), tokenizer, said.append)
+    assert (found == REFUSED).tolist() == [False, True, False, True]
+    assert "prompts that the chat template refuses: 2, the first with " in said[-1]
+
+
+def test_what_the_template_does_not_raise_is_no_refusal(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(base_folder)
+    talk = [{"role": "user", "content": "a"}]
+    table = write_table((make_prompt(Conversation("c", t), 1) for t in [talk] * 2), 0.3, 0.3, tmp_path / "p.arrow")
+    with monkeypatch.context() as patch:
+        patch.setattr(lengths, "batch_prompt_ids", lambda *_: [].pop())
+        with pytest.raises(IndexError):
+            token_lengths(table, np.arange(2), tokenizer, print)
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="has no chat template"):
+        token_lengths(table, np.arange(2), tokenizer, print)
 
 
 @given(st.integers(1, 5000), st.integers(1, 50_000))
