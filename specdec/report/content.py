@@ -1,9 +1,12 @@
 """What a report says, before it is drawn."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from specdec.evaluation import PromptMeasurement
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it brings torch, which no page needs
+    from specdec.evaluation import PromptMeasurement
 
 Curve = list[tuple[int, float]]
 

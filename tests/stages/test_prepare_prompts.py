@@ -179,6 +179,27 @@ def test_a_template_that_refuses_everything_is_named(project: Path) -> None:
     assert not list((project / ".specdec").iterdir())
 
 
+def test_it_loads_nothing_that_measures_drafters() -> None:
+    script = (
+        "import sys, stages.prepare_prompts\n"
+        "print(*(n for n in ('drafters', 'decoding', 'evaluation', 'training') if f'specdec.{n}' in sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", script], env=environment, text=True).strip() == ""
+
+
+def test_a_page_concerns_its_own_stage() -> None:
+    """An edit of the prompts' page evaluates no drafter again; and no file of the reports is forgotten."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    folder = ROOT / "specdec" / "report"
+    deps = {"evaluate": stages["evaluate"]["do"]["deps"], "prompts": stages["prepare_prompts"]["deps"]}
+    found = {name: {Path(d).name for d in listed if d.startswith("specdec/report")} for name, listed in deps.items()}
+    pages = {"page.html", "page.py", "plots.py"}
+    assert found["prompts"] == pages | {"prompts.html"}
+    assert found["evaluate"] == pages | {"content.py", "report.html", "report.md"}
+    assert found["prompts"] | found["evaluate"] == {p.name for p in folder.glob("*.*")} - {"__init__.py"}
+
+
 def test_missing_conversations_are_named(project: Path, prepare: Prepare) -> None:
     (project / "data/raw/train.jsonl").unlink()
     with pytest.raises(DataError, match=r"there is no data/raw/train\.jsonl: run the stage `clone_data` first"):
