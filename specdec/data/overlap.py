@@ -68,20 +68,28 @@ class Distinct:
     def __init__(self, threshold: float, templates: np.ndarray):
         self._threshold = threshold
         self._templates = templates
-        self._kept: list[np.ndarray] = []
+        self._kept: list[ShingleIndex] = []  # each of at least twice as many prompts as the next
 
     def reasons(self, sets: Sequence[np.ndarray]) -> list[str | None]:
         """Why each of these prompts, which come behind all before, is left out, or None."""
-        index = ShingleIndex([*self._kept, *(without(s, self._templates) for s in sets)])
-        distinct = [True] * len(self._kept)
-        for number in range(len(self._kept), len(index.sets)):
-            distinct.append(not any(distinct[n] for n in self._nearer(index, number)))
-        new = distinct[len(self._kept) :]
-        self._kept = [s for s, kept in zip(index.sets, distinct, strict=True) if kept]
-        return [None if kept else "near-duplicate of a test prompt" for kept in new]
+        block = ShingleIndex([without(s, self._templates) for s in sets])
+        distinct: list[bool] = []
+        for shingles in block.sets:
+            here = [n for n in self._nearer(block, shingles) if n < len(distinct)]
+            before = any(self._nearer(index, shingles) for index in self._kept)
+            distinct.append(not before and not any(distinct[n] for n in here))
+        self._keep([s for s, kept in zip(block.sets, distinct, strict=True) if kept])
+        return [None if kept else "near-duplicate of a test prompt" for kept in distinct]
 
-    def _nearer(self, index: ShingleIndex, number: int) -> list[int]:
-        """The prompts before one that it resembles."""
-        numbers, counts = index.shared(index.sets[number])
-        either = index.sizes[numbers] + index.sizes[number] - counts
-        return numbers[(counts >= self._threshold * either - _ROUNDING) & (numbers < number)].tolist()
+    def _keep(self, sets: list[np.ndarray]) -> None:
+        """Indexes merge as they grow, so that each of n prompts is indexed log n times and not once a block."""
+        while sets and self._kept and len(self._kept[-1].sets) < 2 * len(sets):
+            sets = [*self._kept.pop().sets, *sets]
+        if sets:
+            self._kept.append(ShingleIndex(sets))
+
+    def _nearer(self, index: ShingleIndex, shingles: np.ndarray) -> list[int]:
+        """The prompts of an index that one resembles."""
+        numbers, counts = index.shared(shingles)
+        either = index.sizes[numbers] + len(shingles) - counts
+        return numbers[counts >= self._threshold * either - _ROUNDING].tolist()

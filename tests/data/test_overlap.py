@@ -1,10 +1,13 @@
 """Overlaps: the index against plain sets, the thresholds, and the order in which duplicates fall."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specdec.data import overlap
 from specdec.data.overlap import Distinct, Guard, ShingleIndex
 from specdec.data.shingles import common, shingles
 
@@ -42,6 +45,30 @@ def test_distinct_goes_by_jaccard_whatever_the_blocks(sets: list[set[int]], thre
         near = any(s & k and len(s & k) >= threshold * len(s | k) - 1e-9 for k in kept)
         assert (reason is not None) == near
         kept += [] if near else [s]
+
+
+def test_the_cost_of_many_distinct_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the prompts are indexed little more than twice as often: not all of them again with each block."""
+    indexed: list[int] = []
+
+    class Counted(ShingleIndex):
+        def __init__(self, sets: Sequence[np.ndarray]):
+            super().__init__(sets)
+            indexed.append(len(sets))
+
+    monkeypatch.setattr(overlap, "ShingleIndex", Counted)
+
+    def cost(blocks: int) -> int:
+        indexed.clear()
+        distinct = Distinct(0.8, NONE)
+        for block in range(blocks):
+            sets = [array(number) for number in range(4 * block, 4 * block + 4)]
+            assert distinct.reasons(sets) == [None] * 4
+        assert all(reason for n in range(4 * blocks) for reason in distinct.reasons([array(n)]))
+        return sum(indexed)
+
+    assert cost(256) < 2.4 * cost(128)
+    assert cost(256) < 12 * 4 * 256
 
 
 def test_what_has_no_words_overlaps_nothing() -> None:
