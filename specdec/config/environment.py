@@ -5,6 +5,7 @@ The API key is a `SecretStr`: printing or logging it shows asterisks.
 
 import os
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -34,7 +35,7 @@ class Environment:
     def read(cls) -> "Environment":
         """Raises ConfigError."""
         return cls(
-            server_urls=parse_urls(os.environ.get("SPECDEC_SERVER_URLS", ""), "SPECDEC_SERVER_URLS"),
+            server_urls=_urls("SPECDEC_SERVER_URLS"),
             server_model=os.environ.get("SPECDEC_SERVER_MODEL") or None,
             server_seeds=_yes("SPECDEC_SERVER_SEEDS"),
             api_key=_key("SPECDEC_API_KEY"),
@@ -44,17 +45,42 @@ class Environment:
 
 
 def parse_urls(text: str, where: str) -> tuple[str, ...]:
-    """The servers' roots in a comma-separated list, each once, without `/` or `/v1` at the end.
+    """The servers' roots in a comma-separated list, at least one, each once, without `/` or `/v1` at the end.
 
-    `where` names the list in errors. Raises ConfigError.
+    `where` names the list in errors, which repeat nothing that may be a secret. Raises ConfigError.
     """
+    if "@" in text:
+        raise ConfigError(f"{where} holds a name or a password: give the key in SPECDEC_API_KEY")
+    if "?" in text or "#" in text:
+        raise ConfigError(
+            f"{where} holds a `?` or a `#`: give the server's root alone, and its key in SPECDEC_API_KEY"
+        )
     urls = [url.strip().rstrip("/").removesuffix("/v1") for url in text.split(",") if url.strip()]
+    if not urls:
+        raise ConfigError(f"{where} names no server: give a URL such as http://localhost:8000/v1")
     for url in urls:
-        if "@" in url:
-            raise ConfigError(f"{where} holds a name or a password: give the key in SPECDEC_API_KEY")
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{where} holds {url!r}: a server's URL begins with http:// or https://")
+        if wrong := _wrong(url):
+            raise ConfigError(f"{where} holds {url!r}, which is not a URL: {wrong}")
     return tuple(dict.fromkeys(urls))
+
+
+def _wrong(url: str) -> str | None:
+    """Why no request could be sent there; the HTTP library would find out with a traceback."""
+    if not all("!" <= character <= "~" for character in url):
+        return "it holds a blank or a letter that a URL cannot have"
+    try:
+        parts = urlsplit(url)
+        _port, name = parts.port, (parts.hostname or "").encode("idna")
+    except ValueError as error:  # of the port, the brackets or the name
+        return str(error)
+    return None if name else "the server's name is missing"
+
+
+def _urls(name: str) -> tuple[str, ...]:
+    text = os.environ.get(name, "").strip()
+    return parse_urls(text, name) if text else ()
 
 
 def _key(name: str) -> SecretStr | None:

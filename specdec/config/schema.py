@@ -16,6 +16,11 @@ Positive = Annotated[int, Field(gt=0)]
 DType = Literal["float32", "bfloat16", "float16"]
 
 _REMOTE = re.compile(r"(?!file://)[\w+.-]+://|[\w.-]+@[\w.-]+:")
+OURS = {  # arguments of an engine with which we would not find the server, or not this base
+    "--host": "a server that the stage starts listens on this machine alone",
+    "--port": "a server that the stage starts takes SPECDEC_PORT, or any free port",
+    "--model": "the server serves the base of `fetch_base`",
+}
 DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -182,6 +187,14 @@ class Synthesize(Section):
     def _no_key(cls, arguments: list[str]) -> list[str]:
         if any(a.split("=")[0].replace("_", "-") in ("--api-key", "--hf-token") for a in arguments):
             raise PydanticCustomError("secret", "a key here ends up in dvc.lock: the server gets one by itself")
+        return arguments
+
+    @field_validator("engine_args")
+    @classmethod
+    def _what_we_set(cls, arguments: list[str]) -> list[str]:
+        for argument in arguments:
+            if (name := argument.split("=")[0]) in OURS:
+                raise ValueError(f"{name} cannot stand here: {OURS[name]}")
         return arguments
 
 

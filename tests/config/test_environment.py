@@ -36,6 +36,10 @@ def test_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SPECDEC_SERVER_SEEDS", "yes", "SPECDEC_SERVER_SEEDS is 'yes': set it to 1"),
         ("SPECDEC_SERVER_URLS", "http://a,localhost:8000", "SPECDEC_SERVER_URLS holds 'localhost:8000'"),
         ("SPECDEC_SERVER_URLS", "http://me:secret@a", "SPECDEC_SERVER_URLS holds a name or a password"),
+        ("SPECDEC_SERVER_URLS", "http://me:secret,1@a", "SPECDEC_SERVER_URLS holds a name or a password"),
+        ("SPECDEC_SERVER_URLS", "http://a/v1?key=secret", "SPECDEC_SERVER_URLS holds a `?` or a `#`"),
+        ("SPECDEC_SERVER_URLS", "http://a/v1,secret#secret", "SPECDEC_SERVER_URLS holds a `?` or a `#`"),
+        ("SPECDEC_SERVER_URLS", " , ", "SPECDEC_SERVER_URLS names no server: give a URL such as"),
         ("SPECDEC_API_KEY", "secret two", "SPECDEC_API_KEY holds a space, a line break"),
         ("SPECDEC_API_KEY", "secret\ntwo", "SPECDEC_API_KEY holds a space, a line break"),
         ("SPECDEC_API_KEY", "secr\xe9t-secret", "SPECDEC_API_KEY holds a space, a line break"),
@@ -49,6 +53,34 @@ def test_what_is_refused(name: str, value: str, says: str, monkeypatch: pytest.M
     assert "secret" not in str(caught.value)
 
 
-def test_urls_of_a_command_line() -> None:
-    with pytest.raises(ConfigError, match="--url holds 'a'"):
-        parse_urls("a", "--url")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a", "--url holds 'a': a server's URL begins"),
+        ("", "--url names no server"),
+        ("http://localhost:80a0/v1", "--url holds 'http://localhost:80a0', which is not a URL: .*80a0"),
+        ("http://localhost:80000", "which is not a URL: Port out of range"),
+        ("http://[::1/v1", "which is not a URL: Invalid IPv6 URL"),
+        ("http://a b", "which is not a URL: it holds a blank"),
+        ("http://a\tb", "which is not a URL: it holds a blank"),
+        ("http://a..b", "which is not a URL: "),
+        ("http://:8000", "which is not a URL: the server's name is missing"),
+        ("http:///v1", "which is not a URL|begins with http"),
+    ],
+)
+def test_urls_of_a_command_line(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        parse_urls(text, "--url")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8000", "https://models.example.org/a/b", "http://my_host", "http://10.0.0.1"]
+)
+def test_urls_that_are_taken(url: str) -> None:
+    assert parse_urls(f" {url}/v1/ ", "--url") == (url,)
+
+
+def test_an_empty_variable_names_no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_SERVER_URLS", " ")
+    assert Environment.read().server_urls == ()
