@@ -1,6 +1,6 @@
 """Meeting one running server: it must be what the settings want, and answer one real request."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +12,23 @@ from specdec.serving.identity import NAMES, Identity, identify
 from specdec.synthesis import probe, wished_fields
 from specdec.synthesis.endpoint import Capabilities, Endpoint
 
+ENGINES = ("vllm", "transformers")
+
 
 @dataclass(frozen=True)
 class Wanted:
     """What a run wants of a server.
 
-    engine: `auto` and `external` take what is there. base: the base's folder, where there is one. model_name: the
-    name in requests; None asks the server. max_model_len: tokens of prompt and answer together; None takes any.
-    seeds: it may be sent a seed a request. most_in_flight: as in `Endpoint`.
+    engine: `auto` and `external` take what is there. ours: we have started it, so it is what `engine` says. base: the
+    base's folder, where there is one. model_name: the name in requests; None asks the server. max_model_len: tokens
+    of prompt and answer together; None takes any. seeds: it may be sent a seed a request. most_in_flight: as in
+    `Endpoint`.
     """
 
     sampling: Sampling
     key: SecretStr | None = None
     engine: str = "auto"
+    ours: bool = False
     base: Path | None = None
     model_name: str | None = None
     max_model_len: int | None = None
@@ -34,10 +38,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Met:
-    """A server that has answered a real request, and what it says of itself."""
+    """A server that has answered a real request, and what it says of itself. notes: what a person should know."""
 
     endpoint: Endpoint
     identity: Identity
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.identity} at {self.endpoint.url}, model {self.endpoint.model}"
@@ -57,18 +62,30 @@ def meet(url: str, wanted: Wanted) -> Met:
         most_in_flight=wanted.most_in_flight,
         max_model_len=_limit(identity.models.get(model), url, wanted),
     )
-    return Met(probe(endpoint, wished_fields(engine, wanted.base, wanted.sampling), wanted.sampling), identity)
+    able = probe(endpoint, wished_fields(engine, wanted.base, wanted.sampling), wanted.sampling)
+    return Met(able, identity, tuple(_notes(able, wanted)))
+
+
+def _notes(able: Endpoint, wanted: Wanted) -> Iterator[str]:
+    if able.engine == "external" and wanted.engine in ENGINES:
+        yield (
+            f"{able.url} does not say that it is {NAMES[wanted.engine]}, to which the engine is set: it is asked as "
+            "a server that is not known"
+        )
+    if able.capabilities.refused:
+        yield f"{able.url} does not take: {', '.join(able.capabilities.refused)}"
 
 
 def _engine(identity: Identity, url: str, wanted: Wanted) -> str:
-    """What the server says it is; the settings where it does not say."""
-    stated = None if wanted.engine in ("auto", "external") else wanted.engine
+    """What the server says it is, or what we have started. The settings alone do not make it that: a server which
+    is not `transformers serve` would ignore all that is sent to that one."""
+    stated = wanted.engine if wanted.engine in ENGINES else None
     if identity.engine == "external":
-        return stated or "external"
+        return wanted.engine if wanted.ours else "external"
     if stated not in (None, identity.engine):
         raise ConfigError(
             f"the engine is set to {stated}, and the server at {url} is {identity}: set the engine to "
-            f"{identity.engine} or auto, or give the URL of {NAMES[str(stated)]}"
+            f"{identity.engine} or auto, or give the URL of {NAMES[wanted.engine]}"
         )
     if identity.engine == "transformers" and len(wanted.sampling.temperatures) > 1:
         raise ConfigError(
@@ -92,7 +109,7 @@ def _model(served: Mapping[str, int | None], url: str, wanted: Wanted) -> str:
         return match
     serves = f"it serves: {', '.join(served)}" if served else "it does not list its models"
     missing = f"does not serve {' or '.join(names)}" if names else "must be told which model to use"
-    raise ConfigError(f"the server at {url} {missing}; {serves}: set SPECDEC_SERVER_MODEL to the base's name there")
+    raise ConfigError(f"the server at {url} {missing}; {serves}: name it (SPECDEC_SERVER_MODEL or --model)")
 
 
 def _names(base: Path | None) -> list[str]:
@@ -103,7 +120,7 @@ def _names(base: Path | None) -> list[str]:
 def _limit(limit: int | None, url: str, wanted: Wanted) -> int | None:
     if limit and wanted.max_model_len and limit < wanted.max_model_len:
         raise ConfigError(
-            f"the server at {url} takes {limit} tokens, and synthesize.max_model_len is {wanted.max_model_len}: "
+            f"the server at {url} takes {limit} tokens, and max_model_len is {wanted.max_model_len}: "
             f"lower it, or start the server with --max-model-len {wanted.max_model_len}"
         )
     return limit

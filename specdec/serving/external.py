@@ -1,9 +1,9 @@
 """Servers that run already, of which some may be down: those are set aside and tried again later."""
 
-import functools
-import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -12,6 +12,9 @@ from specdec.config import Sampling
 from specdec.errors import ServerError
 from specdec.serving.connect import Met, Wanted, meet
 from specdec.synthesis.endpoint import Endpoint, Server
+
+MEETING_SECONDS = 300.0  # that one meeting may take; its first request may compile kernels
+OTHERS_SECONDS = 30.0  # from the start, that a server which has answered waits for the others
 
 Say = Callable[[str], None]
 
@@ -31,51 +34,93 @@ def connect_servers(
     """The servers at `urls`, in their order; at least one of them has answered a real request.
 
     The arguments are those of `Wanted`. Raises ServerError if none answers, and RequestRefused or ConfigError as
-    soon as one says no for good (wrong key, other model, too small a context).
+    soon as one says no for good (wrong key, other model, too small a context). One that is slow to say anything is
+    left for later.
     """
-    wanted = Wanted(sampling, key, engine, base, model_name, max_model_len, seeds)
-    met = _meet_all(urls, wanted, say)
+    wanted = Wanted(sampling, key, engine, base=base, model_name=model_name, max_model_len=max_model_len, seeds=seeds)
+    doors = [Door(url, wanted, say) for url in urls]
+    met = _meet_all(doors, say)
     _compare_names(list(met.values()), say)
-    return [Server(url, _connect(url, wanted), met[url].endpoint if url in met else None) for url in urls]
+    return [Server(door.url, door.connect, met[door.url].endpoint if door.url in met else None) for door in doors]
 
 
-def _connect(url: str, wanted: Wanted) -> Callable[[], Endpoint]:
-    return lambda: meet(url, wanted).endpoint
+class Door:
+    """Where one server is met, in a thread that nobody has to wait for.
+
+    There is one meeting at a time: a server that sends a byte now and then may hold its thread for ever, and who
+    asks again waits for that same meeting.
+    """
+
+    def __init__(self, url: str, wanted: Wanted, say: Say) -> None:
+        self.url, self._wanted, self._say = url, wanted, say
+        self._meeting: Future[Met] | None = None
+        self._told = False
+
+    def knock(self) -> "Future[Met]":
+        """The meeting that is under way, or a new one."""
+        if self._meeting is None or self._meeting.done():
+            self._meeting = Future()
+            threading.Thread(target=self._meet, args=(self._meeting,), daemon=True).start()
+        return self._meeting
+
+    def _meet(self, meeting: "Future[Met]") -> None:
+        try:
+            meeting.set_result(meet(self.url, self._wanted))
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+            meeting.set_exception(error)
+
+    def connect(self) -> Endpoint:
+        """As `Server.connect`."""
+        meeting = self.knock()
+        wait([meeting], MEETING_SECONDS)
+        if not meeting.done():
+            raise ServerError(self.silent(MEETING_SECONDS))
+        self.tell(meeting.result())
+        return meeting.result().endpoint
+
+    def tell(self, met: Met) -> None:
+        """Says once what a person should know of the server."""
+        for note in () if self._told else met.notes:
+            self._say(note)
+        self._told = True
+
+    def silent(self, seconds: float) -> str:
+        """What is wrong with a server that was not met in time."""
+        return f"the server at {self.url} has not answered a first request in {seconds:.0f} s"
 
 
-def _meet_all(urls: Sequence[str], wanted: Wanted, say: Say) -> dict[str, Met]:
+def _meet_all(doors: Sequence[Door], say: Say) -> dict[str, Met]:
     met: dict[str, Met] = {}
     failures: dict[str, str] = {}
-    for url, outcome in _at_once(functools.partial(meet, wanted=wanted), urls):
-        if isinstance(outcome, ServerError):
-            failures[url] = str(outcome)
-        elif isinstance(outcome, Exception):
-            raise outcome
+    for door, meeting in _as_they_come(doors, enough=lambda: bool(met)):
+        error = meeting.exception()
+        if isinstance(error, ServerError):
+            failures[door.url] = str(error)
+        elif error:
+            raise error
         else:
-            met[url] = outcome
-            say(f"using {outcome}")
+            met[door.url] = meeting.result()
+            say(f"using {met[door.url]}")
+            door.tell(met[door.url])
+    waited = OTHERS_SECONDS if met else MEETING_SECONDS
+    absent = [failures.get(door.url, door.silent(waited)) for door in doors if door.url not in met]
     if not met:
-        raise ServerError("none of the servers can be used: " + "; ".join(failures[url] for url in urls))
-    for failure in failures.values():
+        raise ServerError("none of the servers can be used: " + "; ".join(absent))
+    for failure in absent:
         say(f"{failure}: set aside, will be tried again")
     return met
 
 
-def _at_once(work: Callable[[str], Met], urls: Sequence[str]) -> Iterator[tuple[str, Met | Exception]]:
-    """The outcome for each URL, as they come. In threads that nobody waits for: one server that is slow must not
-    hold up the refusal of another, or Ctrl-C."""
-    outcomes: queue.SimpleQueue[tuple[str, Met | Exception]] = queue.SimpleQueue()
-
-    def call(url: str) -> None:
-        try:
-            outcomes.put((url, work(url)))
-        except Exception as error:  # noqa: BLE001 - the caller raises it
-            outcomes.put((url, error))
-
-    for url in urls:
-        threading.Thread(target=call, args=(url,), daemon=True).start()
-    for _ in urls:
-        yield outcomes.get()
+def _as_they_come(doors: Sequence[Door], enough: Callable[[], bool]) -> Iterator[tuple[Door, "Future[Met]"]]:
+    """The meetings that end in time: in that of a meeting, or in less once there are `enough`."""
+    began, pending = time.monotonic(), {door.knock(): door for door in doors}
+    while pending:
+        left = began + (OTHERS_SECONDS if enough() else MEETING_SECONDS) - time.monotonic()
+        done = wait(pending, max(0.0, left), FIRST_COMPLETED).done
+        if not done:
+            return
+        for meeting in done:
+            yield pending.pop(meeting), meeting
 
 
 def _compare_names(met: Sequence[Met], say: Say) -> None:

@@ -31,8 +31,9 @@ class Identity:
 
 
 def identify(endpoint: Endpoint) -> Identity:
-    """Raises ServerError (nothing listens, not well) or RequestRefused (wrong key, not a model server)."""
-    with httpx.Client(base_url=endpoint.url, headers=endpoint.headers(), timeout=SECONDS, trust_env=False) as http:
+    """Raises ServerError (nothing listens, not well), RequestRefused (wrong key, not a model server) or ConfigError
+    (no URL)."""
+    with _client(endpoint) as http:
         _check_health(http, endpoint.url)
         if _is_transformers(http, endpoint.url):
             return Identity("transformers")  # its list of models is that of the machine's hub cache
@@ -43,6 +44,13 @@ def identify(endpoint: Endpoint) -> Identity:
         if not any(entry.get("owned_by") == "vllm" for entry in entries):
             return Identity("external", models=models)
         return Identity("vllm", _text(_get(http, "/version", endpoint.url), "version"), models)
+
+
+def _client(endpoint: Endpoint) -> httpx.Client:
+    try:
+        return httpx.Client(base_url=endpoint.url, headers=endpoint.headers(), timeout=SECONDS, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{endpoint.url} is not a URL: {error}") from None
 
 
 def _get(http: httpx.Client, path: str, url: str) -> httpx.Response:

@@ -12,10 +12,10 @@ from pydantic import SecretStr
 
 from specdec.config import Environment, Synthesize
 from specdec.errors import ConfigError, ServerEnded, ServerError
-from specdec.serving.connect import Wanted, meet
+from specdec.serving.connect import Met, Wanted, meet
 from specdec.serving.engines import HOST, launch
 from specdec.serving.process import ServerProcess, running
-from specdec.synthesis.endpoint import Endpoint, Server
+from specdec.synthesis.endpoint import Server
 
 START_SECONDS = 1800.0  # a large base on many GPUs takes its time
 SAY_SECONDS, POLL_SECONDS = 5.0, 0.25
@@ -46,6 +46,7 @@ def started(
         sampling=settings.sampling,
         key=key,
         engine=engine,
+        ours=True,
         base=model,
         max_model_len=settings.max_model_len,
         seeds=plan.seeds,
@@ -54,18 +55,19 @@ def started(
     with running(plan.command, plan.environment, log) as process:
         say(f"starting {engine} at {url}, log {log}")
         _wait(process, url, say, start_seconds)
-        endpoint = _connect(process, url, wanted)
-        say(f"{engine} is ready at {url}")
+        met = _connect(process, url, wanted)
+        for line in (f"{engine} is ready at {url}", *met.notes):
+            say(line)
         with _last_words(process):
-            yield Server(url, lambda: _connect(process, url, wanted), endpoint)
+            yield Server(url, lambda: _connect(process, url, wanted).endpoint, met.endpoint)
 
 
-def _connect(process: ServerProcess, url: str, wanted: Wanted) -> Endpoint:
+def _connect(process: ServerProcess, url: str, wanted: Wanted) -> Met:
     process.check("and cannot be used any more")
     with _last_words(process):
-        endpoint = meet(url, wanted).endpoint
+        met = meet(url, wanted)
     process.check("at its first request")  # else another program on this port has answered
-    return endpoint
+    return met
 
 
 def _port(wanted: int | None) -> int:

@@ -47,7 +47,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os._exit(11)
         if self.headers["authorization"] != "Bearer " + key:
             return self.answer(401, {})
-        self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if mode == "choosy" and b"return_token_ids" in body:
+            return self.answer(400, {"error": "no"})
         self.answer(200, {"choices": [{"message": {"content": "x"}, "finish_reason": "length"}]})
 
     def log_message(self, *_):

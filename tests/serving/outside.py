@@ -3,16 +3,21 @@
 import http.server
 import json
 import threading
+import time
 from typing import Any
 
 
 class Outside:
-    """A server that runs already. By default it is a vLLM with one model and takes any key; attributes change it."""
+    """A server that runs already. By default it is a vLLM with one model and takes any key; attributes change it.
+
+    delay: seconds before each completion. refuses: fields of a request that it does not take.
+    """
 
     def __init__(self) -> None:
         self.names, self.max_model_len, self.owner = ["base"], 4096, "vllm"
         self.key: str | None = None
         self.health, self.status, self.page = 200, 200, False
+        self.delay, self.refuses = 0.0, list[str]()
         self.routes: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -38,6 +43,9 @@ class Outside:
     def post(self, body: dict[str, Any]) -> tuple[int, Any]:
         """The status and the JSON of a completion."""
         self.bodies.append(body)
+        time.sleep(self.delay)
+        if any(name in body for name in self.refuses):
+            return 400, {"error": "no"}
         if self.names and body["model"] not in self.names:
             return 404, {"error": f"The model `{body['model']}` does not exist."}
         return self.status, {"choices": [{"message": {"content": "x"}, "finish_reason": "length"}]}

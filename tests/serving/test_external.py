@@ -1,9 +1,11 @@
 """Servers that run already."""
 
+import contextlib
 import logging
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from pydantic import SecretStr
 
 from specdec.config import Environment, Synthesize
 from specdec.errors import ConfigError, RequestRefused, ServerError, SpecdecError
-from specdec.serving import connect_servers, serve
-from specdec.synthesis.endpoint import Server
+from specdec.serving import connect_servers, external, serve
+from specdec.serving.identity import identify
+from specdec.synthesis.endpoint import Endpoint, Server
 from tests.serving.outside import Outside
 from tests.settings import sampling
 
@@ -60,9 +63,34 @@ def test_any_other_server_is_taken_too(outside: Make) -> None:
     (server,) = connect(there.url)
     assert server.endpoint is not None
     assert (server.endpoint.engine, server.endpoint.max_model_len) == ("external", None)
-    (stated,) = connect(there.url, engine="vllm")
-    assert stated.endpoint is not None
-    assert stated.endpoint.engine == "vllm", "behind a gateway a server may not tell"
+    assert there.bodies[-1]["top_k"] == -1
+
+
+@pytest.mark.parametrize(("engine", "name"), [("vllm", "vLLM"), ("transformers", "transformers serve")])
+def test_one_that_does_not_say_what_it_is_gets_the_fields_that_any_server_knows(
+    engine: str, name: str, outside: Make
+) -> None:
+    """Whatever the settings say: a server that does not know `generation_config` ignores it, and all in it."""
+    there, said = outside(owner="me"), list[str]()
+    (server,) = connect(there.url, engine=engine, said=said, sampling=sampling(0.5, top_k=50))
+    assert server.endpoint is not None
+    assert server.endpoint.engine == "external"
+    assert there.bodies[-1]["top_k"] == 50
+    assert "generation_config" not in there.bodies[-1]
+    assert said[-1].startswith(f"{there.url} does not say that it is {name}, to which the engine is set: ")
+
+
+def test_fields_that_a_server_does_not_take_are_said_once(outside: Make) -> None:
+    one, later, said = outside(refuses=["min_p", "repetition_penalty"]), outside(refuses=["min_p"]), list[str]()
+    later.health = 503
+    servers = connect(one.url, later.url, said=said)
+    told = f"{one.url} does not take: min_p, repetition_penalty"
+    assert said.count(told) == 1
+    later.health = 200
+    for server in servers * 2:
+        server.connect()
+    assert said.count(told) == 1
+    assert said.count(f"{later.url} does not take: min_p") == 1
 
 
 def test_another_engine_than_the_stated_one_is_refused(outside: Make) -> None:
@@ -100,16 +128,21 @@ def test_the_name_of_the_model(names: list[str], stated: str | None, found: str,
             ["other", "another"],
             None,
             "/m/base",
-            "does not serve /m/base or base; it serves: other, another: set SPEC",
+            "does not serve /m/base or base; it serves: other, another: name it",
         ),
         (
             ["other", "another"],
             None,
             None,
-            "must be told which model to use; it serves: other, another: set SPECDEC_",
+            "must be told which model to use; it serves: other, another: name it",
         ),
-        (["other"], "mine", "/m/base", "does not serve mine; it serves: other: set SPECDEC_SERVER_MODEL to"),
-        ([], None, None, "must be told which model to use; it does not list its models: set SPECDEC_SERVER_MODEL"),
+        (
+            ["other"],
+            "mine",
+            "/m/base",
+            r"does not serve mine; it serves: other: name it \(SPECDEC_SERVER_MODEL or --m",
+        ),
+        ([], None, None, "must be told which model to use; it does not list its models: name it"),
     ],
 )
 def test_a_model_that_is_not_there(
@@ -124,7 +157,7 @@ def test_a_context_that_is_too_small(outside: Make) -> None:
     there = outside(max_model_len=100)
     with pytest.raises(
         ConfigError,
-        match=f"the server at {there.url} takes 100 tokens, and synthesize.max_model_len is 256: "
+        match=f"the server at {there.url} takes 100 tokens, and max_model_len is 256: "
         "lower it, or start the server with --max-model-len 256",
     ):
         connect(there.url)
@@ -145,6 +178,7 @@ def test_a_context_that_is_too_small(outside: Make) -> None:
         ({"health": 503}, ServerError, r"the server at URL says that it is not well \(HTTP 503 on /health\)"),
         ({"status": 500}, ServerError, "the server at URL failed at the first request: HTTP 500"),
         ({"status": 400}, RequestRefused, "the server at URL refused a request for the model 'base': HTTP 400"),
+        ({"status": 405}, RequestRefused, "HTTP 405: .*; is URL/v1/chat/completions where it takes chat completions"),
     ],
 )
 def test_a_server_that_cannot_be_used(
@@ -210,6 +244,76 @@ def test_a_refusal_does_not_wait_for_a_slow_server(outside: Make) -> None:
         with pytest.raises(RequestRefused, match=refuses.url):
             connect(f"http://127.0.0.1:{silent.getsockname()[1]}", refuses.url)
         assert time.monotonic() - began < 3
+
+
+@contextlib.contextmanager
+def dripping() -> Iterator[str]:
+    """A server that answers everyone with one byte after the other, and never comes to an end."""
+    over = threading.Event()
+
+    def drip(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            while not over.wait(0.02):
+                client.sendall(b" ")
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_never_comes_to_an_end_holds_nobody_up(outside: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "OTHERS_SECONDS", 0.3)
+    monkeypatch.setattr(external, "MEETING_SECONDS", 0.6)
+    good, said = outside(), list[str]()
+    with dripping() as endless:
+        began = time.monotonic()
+        servers = connect(endless, good.url, said=said)
+        assert time.monotonic() - began < 3
+        assert [server.endpoint is None for server in servers] == [True, False]
+        assert said[-1].startswith(f"the server at {endless} has not answered a first request in 0 s: set aside")
+        threads = threading.active_count()
+        for _ in range(3):
+            with pytest.raises(ServerError, match="has not answered a first request in 1 s"):
+                servers[0].connect()
+        assert threading.active_count() <= threads, "each meeting that does not end would cost a thread"
+        with pytest.raises(ServerError, match=f"none of the servers can be used: the server at {endless} has not an"):
+            connect(endless)
+
+
+def test_a_slow_server_joins_later(outside: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "OTHERS_SECONDS", 0.2)
+    slow, good = outside(delay=0.6), outside()
+    servers = connect(slow.url, good.url)
+    assert servers[0].endpoint is None
+    assert servers[0].connect().url == slow.url
+    assert len(slow.bodies) == 1, "the meeting that was under way went on"
+
+
+def test_a_lone_slow_server_is_waited_for(outside: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "OTHERS_SECONDS", 0.1)
+    (server,) = connect(outside(delay=0.4).url)
+    assert server.endpoint is not None
+
+
+def test_a_refusal_counts_while_others_are_waited_for(outside: Make) -> None:
+    good, refuses = outside(), outside(delay=0.3, status=400)
+    with pytest.raises(RequestRefused, match=refuses.url):
+        connect(good.url, refuses.url)
+
+
+def test_what_is_not_a_url() -> None:
+    with pytest.raises(ConfigError, match=r"^http://\[::1 is not a URL: "):
+        identify(Endpoint("http://[::1", "", "auto"))
 
 
 def test_different_names_are_told(outside: Make) -> None:

@@ -57,6 +57,14 @@ def test_an_endpoint_that_has_answered(fake_engine: Any, start: Any, note: Path)
     assert "ready" in said[-1]
 
 
+def test_fields_that_it_does_not_take_are_said(fake_engine: Any, start: Any) -> None:
+    fake_engine("choosy")
+    said: list[str] = []
+    with start(said) as (server,):
+        assert said[-1] == f"{server.url} does not take: return_token_ids"
+        assert list(server.endpoint.capabilities.fields) == ["generation_config"], "it is what we have started"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_nothing_is_left_after_an_error(error: type[BaseException], fake_engine: Any, start: Any, note: Path) -> None:
     fake_engine("good")
