@@ -63,10 +63,16 @@ def _throughput(options: argparse.Namespace) -> None:
         work = _Work(servers, prompts, settings, options, Path(folder))
         runs: list[Callable[[int], float]] = [work.specdec, work.plain, work.vllm_bench][: len(figures)]
         for number in range(options.rounds + 1):
-            for name, run in zip(figures, runs, strict=True):
+            for name, run in _rotated(list(zip(figures, runs, strict=True)), number):
                 figures[name].append(run(number))
                 print(f"round {number}: {name} {figures[name][-1]:.0f} tokens/s", flush=True)
     _print_throughput(figures, engine, options)
+
+
+def _rotated(clients: list[Any], number: int) -> list[Any]:
+    """Each round begins with another client: whoever comes after another may profit from it."""
+    start = number % len(clients)
+    return clients[start:] + clients[:start]
 
 
 def _print_throughput(figures: dict[str, list[float]], engine: str, options: argparse.Namespace) -> None:
