@@ -63,7 +63,8 @@ def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
     try:
         choice = content["choices"][0]
         text = choice["message"].get("content") if "message" in choice else choice["text"]
-        prompt = content.get("prompt_token_ids", choice.get("prompt_token_ids"))
+        prompt = content.get("prompt_token_ids")
+        prompt = choice.get("prompt_token_ids") if prompt is None else prompt
         token_ids = _ids(choice.get("token_ids"))
         if text and token_ids == []:
             raise TypeError("a text without a token id")
