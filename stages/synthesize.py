@@ -45,6 +45,8 @@ def main() -> None:
         if missing:
             _ask(settings, environment, identity, journal)
         data = {split: assemble(journal, _rows(split), samples, OUT / f"{split}.jsonl").figures() for split in SPLITS}
+        if empty := [split for split, part in data.items() if not part["rows"]]:
+            raise DataError(f"no row of {empty[0]} has an answer: look at synthesize.sampling (cut_off, max_tokens)")
         # Of the last run that asked for something: this one, or the one that a kill kept from writing its metrics.
         figures = journal.runs[-1] if journal.runs else None
         write_json(METRICS, {"engine": engine, "data": data, "run": figures, "runs": len(journal.runs)})

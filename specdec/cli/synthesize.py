@@ -71,12 +71,12 @@ def answer_file(request: Request, say: Say) -> None:
 
 
 def _journal_file(request: Request) -> Path:
-    journal = request.output.with_name(f"{request.output.name}.journal")
     if not request.data.is_file():
-        raise DataError(f"{request.data} is not there: name a file of conversations with --data")
+        raise DataError(f"{request.data} is no file: name a file of conversations with --data")
     for file in filter(None, (request.output, request.metrics)):
         if file.is_dir() or not file.absolute().parent.is_dir():
             raise ConfigError(f"{file} cannot be written: name a file in a folder that is there")
+    journal = request.output.with_name(f"{request.output.name}.journal")
     if not request.resume and journal.exists():
         raise ConfigError(f"{journal} holds the answers of an earlier run: go on with --resume, or delete it")
     if not request.resume and request.output.exists():
@@ -95,7 +95,7 @@ def _state(data: Path) -> tuple[int, int]:
 def _settings(request: Request, sampling: Sampling) -> dict[str, Any]:
     """What decides the answers, as far as it was stated, and the file whose rows they belong to."""
     return {
-        f"sha256 of {request.data.name}": sha256_file(request.data),
+        "sha256 of the data": sha256_file(request.data),
         "model": request.model,
         "system_prompt": request.system_prompt,
         "max_model_len": request.max_model_len,
@@ -161,7 +161,11 @@ def _count(request: Request, samples: int, journal: Journal, say: Say) -> tuple[
     count = RowCount()
     found = count_missing(_prompts(request, count), samples, journal)
     if not found[0]:
-        raise DataError(f"{request.data} has no conversation: {count.rows} rows, unusable {dict(count.bad)}")
+        kinds = ", ".join(f"{number} x {kind}" for kind, number in count.bad.most_common())
+        raise DataError(
+            f"{request.data} has no conversation in its {count.rows} rows ({kinds or 'empty'}): rows hold `messages` "
+            "or `conversations`, as JSONL or one JSON array"
+        )
     if count.bad:
         lines = ", ".join(f"{line} ({kind})" for line, kind in count.bad_lines[:10])
         say(f"warning: {count.bad.total()} of {count.rows} rows are no conversation and get no answer: lines {lines}")

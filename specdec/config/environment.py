@@ -61,6 +61,8 @@ def parse_urls(text: str, where: str) -> tuple[str, ...]:
     for url in urls:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{where} holds {url!r}: a server's URL begins with http:// or https://")
+        if url.endswith("/completions"):
+            raise ConfigError(f"{where} holds {url!r}, which is where one kind of request goes: end it with /v1")
         if wrong := _wrong(url):
             raise ConfigError(f"{where} holds {url!r}, which is not a URL: {wrong}")
     return tuple(dict.fromkeys(urls))

@@ -37,6 +37,7 @@ class Answer:
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     completion_tokens: int | None = None
+    prompt_tokens: int | None = None
     seconds: float = 0.0
     pieces: int = 1
 
@@ -61,7 +62,7 @@ def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
     vLLM puts the prompt's ids at the top of a chat completion, and into the choice of a completion.
     """
     try:
-        choice = content["choices"][0]
+        choice, usage = content["choices"][0], content.get("usage") or {}
         text = choice["message"].get("content") if "message" in choice else choice["text"]
         prompt = content.get("prompt_token_ids")
         prompt = choice.get("prompt_token_ids") if prompt is None else prompt
@@ -73,7 +74,8 @@ def parse_answer(content: Any, seconds: float = 0.0) -> Answer:
             finish_reason=_text(choice["finish_reason"]),
             token_ids=token_ids,
             prompt_token_ids=_ids(prompt),
-            completion_tokens=_count((content.get("usage") or {}).get("completion_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
             seconds=seconds,
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -206,6 +206,7 @@ def _segment(
             raise RowFailed("no_token_ids", "the server gave no token ids, and no base's tokenizer was named")
         made.token_ids_from = TOKENIZER
         ids, prompt = tokens.answer_ids(answer), prompt_ids
+        made.prompts_differ += answer.prompt_tokens not in (None, len(prompt_ids))
         made.counts_differ += answer.completion_tokens not in (None, len(ids))
     made.prompts_differ += prompt_ids is not None and prompt != prompt_ids
     return {"prompt_token_ids": prompt, "token_ids": ids, "finish_reason": answer.finish_reason}

@@ -122,7 +122,8 @@ def _checked(endpoint: Endpoint, response: httpx.Response) -> Answer:
     if status in MAY_PASS or (status >= 500 and status != 501):
         raise ServerError(f"{where} failed at the first request: {shown(response)}")
     if status != 200:
-        hint = "" if status in BAD_REQUEST else f"; is {endpoint.url}{CHAT} where it takes chat completions?"
+        place = f"is {endpoint.url}{CHAT} where it takes chat completions?"
+        hint = "; another model: SPECDEC_SERVER_MODEL or --model" if status in BAD_REQUEST else f"; {place}"
         raise RequestRefused(f"{where} refused a request for the model {endpoint.model!r}: {shown(response)}{hint}")
     try:
         return parse_answer(read_json(response))

@@ -184,7 +184,7 @@ class _Run:
         if failed > self.budget:
             raise DataError(
                 f"{failed} of {self.statistics.total} rows failed, more than max_failed_share "
-                f"allows: {self.statistics.failure_summary()}"
+                f"allows (raise it to go on without them): {self.statistics.failure_summary()}"
             )
 
     async def _keep_well(self, lane: Lane) -> None:

@@ -127,7 +127,9 @@ class RunStatistics:
                 "own tokenizer and template: is it the same base?"
             )
         if self.counts_differ:
-            lines.append(f"warning: {self.counts_differ} answers were said in other tokens than re-made")
+            lines.append(
+                f"warning: of {self.counts_differ} answers the server counted other tokens than their text gives"
+            )
         if len(self.lanes) > 1:
             shares = ", ".join(f"{url} {figures['share'] or 0:.0%}" for url, figures in self.lanes.items())
             lines.append(f"answer tokens by server: {shares}")

@@ -166,7 +166,7 @@ def begun(specdec: Any, server: Scripted, data: Path, tmp_path: Path) -> Path:
         ({"--max-tokens": "99"}, 2, "max_tokens was 512 and is 99"),
         ({"--temperature": "0.5"}, 2, "was begun with other settings"),
         ({"--system-prompt": "Be rude."}, 2, "system_prompt was None and is 'Be rude.'"),
-        ({"--data": "no-such-file"}, 2, "no-such-file is not there"),
+        ({"--data": "no-such-file"}, 2, "no-such-file is no file"),
         ({"--top-p": "0.5"}, 2, "top_p"),
         ({"--cut-off": "guess"}, 2, "cut_off: input should be 'keep', 'drop' or 'continue'"),
         ({"--cut-off": "continue"}, 2, "sampling.cut_off was 'keep' and is 'continue'"),
@@ -208,7 +208,7 @@ def test_a_data_file_that_changed(specdec: Any, server: Scripted, data: Path, be
     before = begun.read_bytes()
     data.write_text(data.read_text().replace("question 5", "question 55"))
     line = refused(specdec("--data", data, "--output", "out.jsonl", "--url", server.url, "--resume"))
-    assert "sha256 of conversations.json was" in line
+    assert "sha256 of the data was" in line
     assert begun.read_bytes() == before
 
 
@@ -228,7 +228,7 @@ def test_rows_that_are_no_conversation_are_told(specdec: Any, server: Scripted, 
     assert "1 of 2 rows are no conversation and get no answer: lines 2 (no conversation)" in ran.stdout
     (tmp_path / "data.jsonl").write_text('{"messages": []}\n')
     line = refused(specdec("--data", "data.jsonl", "--output", "other.jsonl", "--url", server.url))
-    assert "data.jsonl has no conversation: 1 rows" in line
+    assert "data.jsonl has no conversation in its 1 rows (1 x no conversation)" in line
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,8 @@ def test_rows_that_are_no_conversation_are_told(specdec: Any, server: Scripted, 
         ({"--max-model-len": "100"}, 2, "--max-model-len needs --base"),
         ({"--output": "no/such/folder/out.jsonl"}, 2, "name a file in a folder that is there"),
         ({"--metrics": "."}, 2, "cannot be written"),
+        ({"--output": "."}, 2, "cannot be written"),
+        ({"--data": "."}, 2, ". is no file"),
     ],
 )
 def test_what_is_refused_at_once_leaves_nothing(

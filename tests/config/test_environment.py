@@ -66,6 +66,7 @@ def test_what_is_refused(name: str, value: str, says: str, monkeypatch: pytest.M
         ("http://a..b", "which is not a URL: "),
         ("http://:8000", "which is not a URL: the server's name is missing"),
         ("http:///v1", "which is not a URL|begins with http"),
+        ("http://a/v1/chat/completions", "which is where one kind of request goes: end it with /v1"),
     ],
 )
 def test_urls_of_a_command_line(text: str, says: str) -> None:

@@ -121,7 +121,7 @@ def test_wrong_and_missing_key(scripted: Any, endpoint: Callable[..., Endpoint])
         ("garbage", RequestRefused, "not JSON"),
         ("500", ServerError, "failed at the first request: HTTP 500"),
         ("429", ServerError, "failed at the first request: HTTP 429"),
-        ("400", RequestRefused, 'the model \'base\': HTTP 400: {"error": "scripted"}$'),
+        ("400", RequestRefused, 'the model \'base\': HTTP 400: {"error": "scripted"}; another model: .*--model$'),
         *((status, RequestRefused, f"HTTP {status}: .* where it takes chat") for status in ("307", "405", "501")),
         ("reset", ServerError, "does not answer"),
     ],
