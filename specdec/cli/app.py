@@ -51,8 +51,12 @@ def check() -> None:
 def synthesize(
     data: Annotated[Path, typer.Option("--data", "--data-path", "--data_path", help="Conversations: JSONL or JSON.")],
     output: Annotated[Path, typer.Option("--output", "--output-path", "--output_path", help="JSONL to write.")],
-    url: Annotated[str, typer.Option(help="Servers, comma-separated.")] = "http://localhost:8000/v1",
-    model: Annotated[str | None, typer.Option(help="The model's name there; asked for when there is one.")] = None,
+    url: Annotated[
+        str, typer.Option(envvar="SPECDEC_SERVER_URLS", help="Servers, comma-separated.")
+    ] = "http://localhost:8000/v1",
+    model: Annotated[
+        str | None, typer.Option(envvar="SPECDEC_SERVER_MODEL", help="The model's name there, if it serves several.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", min=1, help="Of one answer.")] = 512,
     temperature: Annotated[
         list[float] | None, typer.Option(help="0 is greedy. Given several times: a mix in equal shares.")
@@ -70,7 +74,10 @@ def synthesize(
     ] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests in flight to each server; found by trying unless given.")
+        int | None,
+        typer.Option(
+            envvar="SPECDEC_CONCURRENCY", min=1, help="Requests in flight to each server; else found by trying."
+        ),
     ] = None,
     max_failed_share: Annotated[float, typer.Option(min=0, max=1, help="Above it the run stops.")] = 0.01,
     metrics: Annotated[Path | None, typer.Option(help="JSON file for the figures of the run.")] = None,

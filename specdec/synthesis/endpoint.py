@@ -14,7 +14,6 @@ class Capabilities:
     fields: the request fields beyond the standard ones that it takes, with the values to send.
     refused: the names of those that it refused; we do without them, and say so in the metrics.
     token_ids: it gives the token ids of prompt and answer.
-    continues: `/v1/completions` takes token ids as the prompt and gives those of the answer.
     question_ids: the ids to which it rendered the probe's question; None where it does not say.
     seeds: a seed a request may be sent. Never found by trying: one build of vLLM dies of it.
     """
@@ -22,7 +21,6 @@ class Capabilities:
     fields: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     token_ids: bool = False
-    continues: bool = False
     question_ids: tuple[int, ...] | None = None
     seeds: bool = False
 

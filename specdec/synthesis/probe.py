@@ -45,7 +45,7 @@ def probe(endpoint: Endpoint, wished: dict[str, Any], sampling: Sampling) -> End
             f"{COMPLETIONS}: set it to keep or drop, or use vLLM"
         )
     question_ids = tuple(answer.prompt_token_ids) if answer.prompt_token_ids is not None else None
-    return _able(known, token_ids=gives_ids, continues=continues, question_ids=question_ids)
+    return _able(known, token_ids=gives_ids, question_ids=question_ids)
 
 
 def _taken(

@@ -104,6 +104,16 @@ def test_it_needs_neither_the_pipeline_nor_torch(server: Scripted, data: Path, t
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_environment_names_what_the_command_line_does_not(
+    specdec: Any, server: Scripted, data: Path, tmp_path: Path
+) -> None:
+    options = ("--data", data, "--output", "out.jsonl")
+    told = {"SPECDEC_SERVER_URLS": server.url, "SPECDEC_SERVER_MODEL": "another"}
+    assert "another" in refused(specdec(*options, **told))
+    ran = specdec(*options, **{**told, "SPECDEC_SERVER_MODEL": "base", "SPECDEC_CONCURRENCY": "1"})
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_a_mix_of_temperatures(specdec: Any, server: Scripted, data: Path, tmp_path: Path) -> None:
     ran = specdec(
         "--data", data, "--output", "out.jsonl", "--url", server.url, "--samples", 2,
@@ -284,9 +294,14 @@ def test_interrupted_it_says_how_to_go_on(number: int, server: Scripted, data: P
 
 
 def test_a_closed_pipe_does_not_end_the_run(server: Scripted, data: Path, tmp_path: Path) -> None:
-    command = (
-        f"{sys.executable} -c 'from specdec.cli import main; main()' synthesize --data {data} --output out.jsonl"
+    command = [sys.executable, "-c", "from specdec.cli import main; main()", "synthesize", "--data", str(data)]
+    running = subprocess.Popen(
+        [*command, "--output", "out.jsonl", "--url", server.url],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SPECDEC_API_KEY": KEY},
+        stdout=subprocess.PIPE,
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SPECDEC_API_KEY": KEY}
-    subprocess.run(f"{command} --url {server.url} | head -1", shell=True, cwd=tmp_path, env=environment, timeout=60)  # noqa: S602
+    assert running.stdout
+    running.stdout.close()
+    assert running.wait(60) == 0
     assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 7

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from specdec.errors import RequestRefused
-from specdec.synthesis import Endpoint, Recipe, probe
+from specdec.synthesis import Recipe, probe
 from tests.settings import sampling
 from tests.synthesis.conftest import BASE, regenerated
 from tests.synthesis.scripted import END, TOKENS, Messages
@@ -117,12 +117,18 @@ def test_the_probe_refuses_a_server_that_cannot_continue(options: Any, scripted:
     server = scripted(**options)
     with pytest.raises(RequestRefused, match=r"does not take or give token ids at /v1/completions: set it to keep"):
         probe(endpoint(server), {}, sampling(cut_off="continue"))
-    assert not probe(endpoint(server), {}, sampling(cut_off="keep")).capabilities.continues
+    asked = len(server.bodies)
+    probe(endpoint(server), {}, sampling(cut_off="keep"))
+    assert len(server.bodies) == asked + 1, "it is not asked for what is not needed"
 
 
 def test_the_probe_sees_that_a_server_can_continue(scripted: Any, endpoint: Any) -> None:
-    able: Endpoint = probe(endpoint(scripted()), {}, sampling(cut_off="continue"))
-    assert able.capabilities.continues
+    server = scripted()
+    probe(endpoint(server), {}, sampling(cut_off="continue"))
+    question, onwards = server.bodies
+    ids = TOKENS.prompt_ids(question["messages"])
+    assert onwards["prompt"][: len(ids)] == ids
+    assert len(onwards["prompt"]) == len(ids) + question["max_tokens"]
 
 
 def test_without_a_tokenizer_the_servers_ids_are_used(scripted: Any, go: Any, recipe: Recipe, prompts: Any) -> None:
