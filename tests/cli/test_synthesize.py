@@ -305,3 +305,14 @@ def test_a_closed_pipe_does_not_end_the_run(server: Scripted, data: Path, tmp_pa
     running.stdout.close()
     assert running.wait(60) == 0
     assert len(list(read_jsonl(tmp_path / "out.jsonl"))) == 7
+
+
+def test_a_data_file_that_changes_meanwhile(specdec: Any, server: Scripted, data: Path, tmp_path: Path) -> None:
+    def plan(_last: str, _n: int) -> str:
+        data.write_text(data.read_text() + " ")
+        return "ok"
+
+    server.plan = plan
+    line = refused(specdec("--data", data, "--output", "out.jsonl", "--url", server.url))
+    assert "changed while it was answered: restore it" in line
+    assert not (tmp_path / "out.jsonl").exists()

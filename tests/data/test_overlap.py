@@ -106,3 +106,9 @@ def test_a_reworded_prompt_is_a_duplicate() -> None:
     guard = Guard(0.8)
     guard.add("test", [sets[0]], NONE)
     assert guard.reasons([longer, sets[1]]) == ["test", "test"]
+
+
+def test_just_the_threshold_overlaps() -> None:
+    guard = Guard(0.5)
+    guard.add("said", [np.arange(4, dtype=np.uint64)], np.empty(0, np.uint64))
+    assert guard.reasons([np.arange(n, dtype=np.uint64) for n in (1, 2, 3)]) == [None, "said", "said"]

@@ -119,3 +119,13 @@ def test_no_server_at_the_url_can_be_tried_again(project: Path) -> None:
     assert failed.returncode == 75
     assert failed.stderr.count("\n") == 1
     assert "no server answers at http://127.0.0.1:9" in failed.stderr
+
+
+def test_a_split_without_an_answer_is_no_success(project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["synthesize"]["sampling"] |= {"cut_off": "drop", "max_tokens": 1}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    failed = run(project)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "has an answer: look at synthesize.sampling (cut_off, max_tokens)" in failed.stderr
+    assert not (project / "metrics/synthesis.json").exists()

@@ -161,3 +161,11 @@ def test_a_server_that_says_too_long(scripted: Any, go: Any, recipe: Recipe) -> 
     assert [m["content"] for m in made["messages"]] == ["short?", "No."]
     assert statistics.failures == {"too_long": 1}
     assert "maximum context length" in statistics.examples["too_long"]
+
+
+def test_a_context_that_is_just_full_is_not_asked_on(scripted: Any, go: Any, cutting: Any) -> None:
+    server = scripted(says=says)
+    full = len(TOKENS.prompt_ids([{"role": "user", "content": "long?"}])) + PIECE
+    _, [made] = go(server, [row("long?")], recipe=cutting("continue", max_model_len=full))
+    assert made["segments"][0]["finish_reason"] == "length"
+    assert len(server.bodies) == 1

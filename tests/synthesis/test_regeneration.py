@@ -8,6 +8,9 @@ import pytest
 
 from specdec.errors import DataError, RequestRefused, ServerError
 from specdec.synthesis import Journal, Recipe, synthesize
+from specdec.synthesis.answer import Answer
+from specdec.synthesis.conversation import Regenerated, _segment
+from specdec.synthesis.request import Draw
 from tests.settings import sampling
 from tests.synthesis.conftest import known, regenerated
 from tests.synthesis.scripted import END, TOKENS
@@ -200,3 +203,20 @@ def test_a_text_without_token_ids_is_no_answer(scripted: Any, go: Any, prompts: 
     assert len(out) == 3
     assert statistics.figures()["retries"] == 2
     assert all(segment["token_ids"] for row in out for segment in row["segments"])
+
+
+@pytest.mark.parametrize(("spare", "failures"), [(0, {}), (-1, {"too_long": 1})])
+def test_the_context_may_be_full_to_the_last_token(
+    spare: int, failures: dict[str, int], scripted: Any, go: Any, prompts: Any, recipe: Recipe
+) -> None:
+    row = {**prompts(2)[1], "messages": [{"role": "user", "content": "to the brim"}]}
+    object.__setattr__(recipe, "max_model_len", len(TOKENS.prompt_ids(row["messages"])) + 64 + spare)
+    statistics, _ = go(scripted(), [row])
+    assert statistics.failures == failures
+
+
+def test_prompts_that_the_server_counts_otherwise_are_counted(recipe: Recipe) -> None:
+    for counted, differ in ((None, 0), (3, 0), (4, 1)):
+        made = Regenerated(Draw.of(recipe.sampling, "r", 0))
+        _segment(Answer("said", "stop", prompt_tokens=counted), [1, 2, 3], made, TOKENS)
+        assert (made.prompts_differ, made.token_ids_from) == (differ, "tokenizer")

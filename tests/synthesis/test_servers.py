@@ -335,6 +335,6 @@ def test_a_server_of_another_base_that_comes_later_is_left_out(
 def test_a_server_whose_model_is_gone_is_set_aside(status: str, scripted: Any, go: Any, prompts: Any) -> None:
     steady = scripted(delay=0.02)
     gone: Scripted = scripted(lambda _last, _n: status if gone.answered >= 5 else "ok")
-    statistics, out = go([steady, gone], short(prompts, 80), share=0.0)
+    statistics, out = go([steady, gone], short(prompts, 80), share=0.0, concurrency=1)
     assert (len(out), statistics.failures.total()) == (80, 0)
     assert statistics.figures()["servers"][gone.url]["set_aside"] >= 1
