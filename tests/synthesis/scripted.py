@@ -111,7 +111,16 @@ class Scripted:
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
+        self._loop.run_until_complete(self._end_what_has_just_come())
         self._loop.close()
+
+    async def _end_what_has_just_come(self) -> None:
+        """A connection that was accepted in the last moment has a task that never began."""
+        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _serve(self) -> None:
         self._over, self._stopped = asyncio.Event(), asyncio.Event()
