@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-soak lint format bench mlflow prefect
+.PHONY: run test test-soak lint format bench mlflow prefect lock
 
 run: $(STAMP)
 ifdef PROFILE
@@ -49,14 +49,22 @@ mlflow: $(STAMP)
 prefect: $(STAMP)
 	PREFECT_HOME=$(CURDIR)/.specdec/prefect $(BIN)/prefect server start --host 127.0.0.1
 
+# The newest versions that pyproject.toml allows, in an environment of their own.
+lock:
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet -e '.[pipeline,dev]'
+	@{ head -n 1 constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+
 # The stamp is made last, so an interrupted installation is begun again.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@command -v git >/dev/null || { echo "specdec needs git: install it first" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "specdec needs Python 3.11 or later: set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Making the environment $(VENV) (once, two to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[pipeline,dev]' \
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	    -c constraints.txt -e '.[pipeline,dev]' \
 	    | awk '/^(Collecting|Building|Installing|Successfully|ERROR)/ { print substr($$0, 1, 100); fflush() }'
 	@$(BIN)/python -c 'import torch, transformers, dvc, mlflow, prefect'
 	@touch $@

@@ -5,6 +5,7 @@ own head (bias, scaling and soft-capping included); loading proves on a few toke
 own forward, so an architecture whose head does something else is refused instead of being served wrongly.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class Target:
         self.identity = identity
         self.name = name
         self._body = model.base_model
+        # transformers 5.24 calls it `cache`, earlier ones `past_key_values`.
+        parameters = inspect.signature(self._body.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._head = model.get_output_embeddings()
         if self._head is None:
             raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
@@ -98,9 +102,9 @@ class Target:
         output = self._body(
             input_ids=token_ids,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
             output_hidden_states=bool(layers),
+            **{self._cache_argument: cache},
         )
         auxiliary = tuple(output.hidden_states[i] for i in layers) if layers else ()
         return TargetOutput(output.last_hidden_state, auxiliary)
