@@ -5,63 +5,64 @@ python -m stages.train D    ->  models/drafters/D/, metrics/train/D.json, metric
 
 import csv
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from specdec.config import DrafterSettings, Params, load_params
-from specdec.data.packing import PackedRow, pack, sequences
+from specdec.config import DrafterSettings, Environment, Params, load_params
+from specdec.data.packing import PackedRow
 from specdec.drafters import new_drafter
-from specdec.errors import ConfigError, DataError
 from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
 from specdec.training import TrainingResult, train
+from specdec.training.processes import is_main, launch_processes, training_device
+from specdec.training.rows import count_answer_tokens, pack_rows
 from stages import drafter_name, run, say
 
 DATA = Path("data/synthetic")
+FEATURES = Path(".specdec/features")  # of `features: cached`; every drafter of the same base and data shares them
+MACHINE = {"answer_tokens_per_second", "data_wait_share", "peak_memory_gb"}  # of the machine, not of the training
 
 
 def main() -> None:
     params = load_params()
     name = drafter_name(params)
+    launch_processes(["-m", "stages.train", name], Environment.read().processes)
     settings = params.drafters[name]
-    target = Target.from_pretrained("models/base", dtype=settings.training.dtype)
+    training = settings.training
+    target = Target.from_pretrained("models/base", dtype=training.dtype, device=str(training_device()))
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
+    drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
     provenance = _provenance(settings, target)
     work = _work_folder(name, provenance)
-    drafter = new_drafter(target, settings)
     curves = Curves(work / "curves.csv")
-    with drafter_run(name, params, _read(work / "mlflow_run")) as tracked:
-        write_text(work / "mlflow_run", tracked.run_id)
+    with drafter_run(name, params, _read(work / "mlflow_run")) if is_main() else nullcontext() as tracked:
+        if tracked:
+            write_text(work / "mlflow_run", tracked.run_id)
 
         def on_log(metrics: dict[str, float], step: int) -> None:
+            assert tracked  # the main process alone has figures
             tracked.log_metrics(metrics, step=step)
             curves.add(metrics, step)
 
-        result = train(target, drafter, rows["train"], rows["validation"], settings.training, work, on_log, say)
-        drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
-        _write_metrics(name, params, result, tracked, curves)
-    say(f"validation acceptance length {result.metrics['acceptance_length']:.3f} after {result.steps} steps")
+        result = train(target, drafter, rows["train"], rows["validation"], training, work, FEATURES, on_log, tell)
+        if tracked:
+            drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
+            _write_metrics(name, params, result, tracked, curves)
+    tell(f"validation acceptance length {result.metrics['acceptance_length']:.3f} after {result.steps} steps")
+
+
+def tell(line: str) -> None:
+    """`say`, once for all processes."""
+    if is_main():
+        say(line)
 
 
 def _packed(split: str, settings: DrafterSettings, target: Target) -> list[PackedRow]:
-    found = [s for row in read_jsonl(DATA / f"{split}.jsonl") for s in sequences(row)]
-    tokens, answers = sum(map(len, found)), sum(int(s.loss_mask.sum()) for s in found)
-    length = settings.training.max_length
-    if length > target.max_positions:
-        raise ConfigError(
-            f"training.max_length is {length}, and {target.name} takes {target.max_positions} positions at most"
-        )
-    if not found:
-        raise DataError(f"{DATA / split}.jsonl has no answers: look at metrics/synthesis.json")
-    packed = pack(found, length, target.tokenizer.pad_token_id or 0)
-    padding = 1 - tokens / (len(packed) * length)
-    say(
-        f"{split}: {len(found):,} conversations, {tokens:,} tokens ({answers:,} of answers) "
-        f"in {len(packed):,} rows of {length}, {max(0.0, padding):.1%} padding"
-    )
-    return packed
+    rows = read_jsonl(DATA / f"{split}.jsonl")
+    return pack_rows(rows, str(DATA / f"{split}.jsonl"), split, settings.training.max_length, target, tell)
 
 
 def _provenance(settings: DrafterSettings, target: Target) -> dict[str, object]:
@@ -70,16 +71,23 @@ def _provenance(settings: DrafterSettings, target: Target) -> dict[str, object]:
         "base": target.identity.as_dict(),
         "data": {split: sha256_file(DATA / f"{split}.jsonl") for split in ("train", "validation")},
         "settings": settings.model_dump(),
+        **_warm_start(settings.training.warm_start),
     }
+
+
+def _warm_start(folder: str | None) -> dict[str, str]:
+    weights = Path(folder or "") / "model.safetensors"
+    return {"warm_start": sha256_file(weights)} if folder and weights.exists() else {}
 
 
 def _work_folder(name: str, provenance: dict[str, object]) -> Path:
     """Where this very run keeps its checkpoints; what other settings or data left behind is removed."""
     root = Path(".specdec/train") / name
     work = root / sha256_json([provenance, _code()])[:16]
-    for other in root.glob("*"):
-        if other != work:
-            shutil.rmtree(other)
+    if is_main():
+        for other in root.glob("*"):
+            if other != work:
+                shutil.rmtree(other)
     work.mkdir(parents=True, exist_ok=True)
     return work
 
@@ -106,7 +114,7 @@ def _write_metrics(name: str, params: Params, result: TrainingResult, tracked: D
 class Curves:
     """step, metric, value: appended while training; after a resume, a step counts once (its last value).
 
-    Without timings: the same training gives the same curves, and DVC need not evaluate it again.
+    Without what the machine has part in: the same training gives the same curves, and DVC need not evaluate it again.
     """
 
     def __init__(self, file: Path):
@@ -114,7 +122,7 @@ class Curves:
 
     def add(self, metrics: dict[str, float], step: int) -> None:
         with self._file.open("a", newline="") as out:
-            rows = ((step, name, value) for name, value in metrics.items() if "per_second" not in name)
+            rows = ((step, name, value) for name, value in metrics.items() if name not in MACHINE)
             csv.writer(out).writerows(rows)
 
     def publish(self, out: Path) -> None:

@@ -40,7 +40,7 @@ def test_imports_point_downwards(file: Path) -> None:
         assert top not in ("dvc", "prefect", "flows", "stages"), f"{file}: {module}"
         if top == "mlflow":
             assert own == "tracking", f"{file}: {module}"
-        if top == "specdec" and rest and rest[0] in ORDER:
+        if top == "specdec" and rest and rest[0] in ORDER and own not in ("__init__", "__main__"):  # ways in
             assert own in ORDER, f"{file} (below all packages) imports {module}"
             assert ORDER.index(rest[0]) <= ORDER.index(own), f"{file}: {module}"
 

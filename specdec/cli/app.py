@@ -1,4 +1,4 @@
-"""`specdec profile`, `check`, `synthesize`, `generate`. Our own errors end in one line and their exit code."""
+"""The `specdec` command. Our own errors end in one line and their exit code."""
 
 import os
 import signal
@@ -116,6 +116,81 @@ def synthesize(
         journal = output.with_name(f"{output.name}.journal")
         how = "with --resume, it goes on from here" if journal.exists() else "again"
         print(f"specdec: interrupted: run the same command {how}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option("--model", "--model-name-or-path", "--model_name_or_path", help="The base.")],
+    data: Annotated[
+        Path, typer.Option("--data", "--data-path", "--data_path", help="What `synthesize` wrote, or conversations.")
+    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "--output_dir", help="The drafter's folder.")],
+    mode: Annotated[str, typer.Option(help="medusa, eagle or eagle3.")] = "eagle3",
+    eval_data: Annotated[
+        Path | None, typer.Option("--eval-data", "--eval_data", help="Conversations for validation.")
+    ] = None,
+    eval_share: Annotated[float, typer.Option(min=0.001, max=0.5, help="Held back for it otherwise.")] = 0.05,
+    num_epochs: Annotated[float | None, typer.Option("--num-epochs", "--num_epochs")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", help="Its peak; a cosine down to 0.")] = None,
+    save_steps: Annotated[int | None, typer.Option("--save-steps", "--save_steps", help="Each is validated.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", "--training-seq-len", "--training_seq_len", help="Of a packed row.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Packed rows in one step.")] = None,
+    rows_per_pass: Annotated[int | None, typer.Option(help="Packed rows that a process takes at once.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = None,
+    features: Annotated[str | None, typer.Option(help="online, or cached: run the base once.")] = None,
+    warm_start: Annotated[str | None, typer.Option(help="Folder of a drafter to go on from.")] = None,
+    early_stopping: Annotated[int | None, typer.Option(help="Validations without a better one.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    loss: Annotated[str | None, typer.Option(help="kl, overlap, hybrid or cross_entropy.")] = None,
+    draft_tokens: Annotated[int | None, typer.Option(help="EAGLE: the chain that is drafted.")] = None,
+    unroll_steps: Annotated[int | None, typer.Option(help="EAGLE: draft positions trained.")] = None,
+    draft_vocab_size: Annotated[int | None, typer.Option(help="EAGLE-3: most frequent answer tokens.")] = None,
+    medusa_num_heads: Annotated[int | None, typer.Option("--medusa-num-heads", "--medusa_num_heads")] = None,
+    medusa_num_layers: Annotated[int | None, typer.Option("--medusa-num-layers", "--medusa_num_layers")] = None,
+    eagle_num_layers: Annotated[int | None, typer.Option("--eagle-num-layers", "--eagle_num_layers")] = None,
+) -> None:
+    """Trains a drafter on a frozen base. Several processes on this machine: SPECDEC_PROCESSES."""
+    from specdec.cli.train import Request, train_drafter
+
+    own = {
+        "loss": loss,
+        "draft_tokens": draft_tokens,
+        "unroll_steps": unroll_steps,
+        "draft_vocab_size": draft_vocab_size,
+        "num_heads": medusa_num_heads,
+        "num_layers": eagle_num_layers if mode == "eagle" else medusa_num_layers,
+    }
+    training = {
+        "epochs": num_epochs,
+        "learning_rate": lr,
+        "save_steps": save_steps,
+        "max_length": max_length,
+        "rows_per_step": batch_size,
+        "rows_per_pass": rows_per_pass,
+        "dtype": dtype,
+        "features": features,
+        "warm_start": warm_start,
+        "early_stopping": early_stopping,
+        "seed": seed,
+    }
+    request = Request(
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        eval_share=eval_share,
+        mode=mode,
+        output=output_dir,
+        own={name: value for name, value in own.items() if value is not None},
+        training={name: value for name, value in training.items() if value is not None},
+        command=["-m", "specdec", *sys.argv[1:]],
+    )
+    try:
+        train_drafter(request, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("specdec: interrupted: run the same command again, it goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

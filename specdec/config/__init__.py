@@ -3,12 +3,19 @@
 from specdec.config.environment import Environment, parse_urls
 from specdec.config.files import load_params, profile_names, use_profile, validated
 from specdec.config.schema import (
+    METHOD_SECTIONS,
     CloneData,
+    DimensionSettings,
     DrafterSettings,
+    Eagle3Method,
+    Eagle3Settings,
+    EagleMethod,
+    EagleSettings,
     EmbeddedBase,
     Evaluate,
     EvaluationFile,
     FetchBase,
+    MedusaMethod,
     MedusaSettings,
     Params,
     PreparePrompts,
@@ -20,13 +27,20 @@ from specdec.config.schema import (
 )
 
 __all__ = [
+    "METHOD_SECTIONS",
     "CloneData",
+    "DimensionSettings",
     "DrafterSettings",
+    "Eagle3Method",
+    "Eagle3Settings",
+    "EagleMethod",
+    "EagleSettings",
     "EmbeddedBase",
     "Environment",
     "Evaluate",
     "EvaluationFile",
     "FetchBase",
+    "MedusaMethod",
     "MedusaSettings",
     "Params",
     "PreparePrompts",

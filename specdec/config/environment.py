@@ -22,6 +22,7 @@ class Environment:
     api_key: their key (`SPECDEC_API_KEY`); a server that we start gets a fresh one.
     concurrency: requests in flight to one server (`SPECDEC_CONCURRENCY`); None finds the best number.
     port: the port of a server that we start (`SPECDEC_PORT`); None takes a free one.
+    processes: of one training on this machine (`SPECDEC_PROCESSES`); None is one, or what started us says.
     """
 
     server_urls: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Environment:
     api_key: SecretStr | None = None
     concurrency: int | None = None
     port: int | None = None
+    processes: int | None = None
 
     @classmethod
     def read(cls) -> "Environment":
@@ -41,6 +43,7 @@ class Environment:
             api_key=_key("SPECDEC_API_KEY"),
             concurrency=_positive("SPECDEC_CONCURRENCY"),
             port=_positive("SPECDEC_PORT"),
+            processes=_positive("SPECDEC_PROCESSES"),
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from specdec.config.schema import Params, Section
+from specdec.config.schema import DRAFTER_SECTIONS, METHOD_SECTIONS, Params, Section
 from specdec.errors import ConfigError
 from specdec.io import write_text
 
@@ -84,15 +84,18 @@ def validated(section: type[S], content: dict[str, Any], where: str) -> S:
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        findings = [f"{where}: {_finding(e)}" for e in error.errors()]
+        findings = [f"{where}: {_finding(e, section)}" for e in error.errors()]
         raise ConfigError("\n".join(findings)) from None
 
 
-def _finding(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _finding(error: Any, section: Any) -> str:
+    loc, method = _without_method(error["loc"])
+    key = ".".join(str(part) for part in loc)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_siblings(error['loc'])}"
+        return f"{key}: unknown key{_siblings(section, loc, method)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.method: choose one of {', '.join(METHOD_SECTIONS)}"
     if kind == "missing":
         return f"{key}: missing"
     # A value that may be a secret is not repeated.
@@ -100,23 +103,30 @@ def _finding(error: Any) -> str:
     return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{value}"
 
 
-def _siblings(loc: tuple[Any, ...]) -> str:
+def _without_method(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
+    """pydantic puts the method behind a drafter's name: (the path as the file has it, the method)."""
+    if loc[:1] == ("drafters",) and len(loc) > 2 and loc[2] in METHOD_SECTIONS:
+        return (*loc[:2], *loc[3:]), loc[2]
+    return loc, None
+
+
+def _siblings(section: Any, loc: tuple[Any, ...], method: str | None) -> str:
     """The keys that are allowed beside an unknown one, found by walking the schema."""
-    model: Any = Params
+    model: Any = section
     for part in loc[:-1]:
-        model = _submodel(model, part)
+        model = _submodel(model, part, method)
         if model is None:
             return ""
     names = sorted(f.alias or n for n, f in model.model_fields.items())
     return f"; allowed here: {', '.join(names)}"
 
 
-def _submodel(model: Any, part: Any) -> Any:
-    if isinstance(model, dict):  # below `drafters`, any name leads to the drafter's settings
-        return model["*"]
+def _submodel(model: Any, part: Any, method: str | None) -> Any:
+    if model == "drafters":  # any name leads to the settings of the drafter's method
+        return DRAFTER_SECTIONS.get(method or "")
+    if part == "drafters":
+        return part
     fields = {f.alias or n: f.annotation for n, f in model.model_fields.items()}
     annotation = fields.get(part)
-    if part == "drafters":
-        return {"*": get_args(annotation)[1]}
     candidates = get_args(annotation) or (annotation,)
     return next((c for c in candidates if hasattr(c, "model_fields")), None)

@@ -207,24 +207,115 @@ class TrainingSettings(Section):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     max_length: Positive = Field(description="tokens in one packed row; longer conversations are cut at it")
-    rows_per_step: Positive = Field(description="packed rows in one optimizer step")
+    rows_per_step: Positive = Field(description="packed rows in one optimizer step, over all passes and processes")
+    rows_per_pass: Positive = Field(description="packed rows that one process takes at once")
     save_steps: Positive = Field(description="steps between checkpoints; each one is validated")
-    dtype: DType = Field(description="of the frozen base; heads train in float32 weights")
+    keep_checkpoints: Positive = Field(description="the last ones, beside the best one")
+    early_stopping: Positive | None = Field(description="validations without a better one, then it ends; null: never")
+    warm_start: str | None = Field(description="folder of a trained drafter whose weights are gone on from")
+    features: Literal["online", "cached"] = Field(description="run the base in every step, or once, onto the disk")
+    cache_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = Field(description="of cached features")
+    cache_limit_gb: float = Field(gt=0, description="cached features may not be larger")
+    gradient_checkpointing: bool = Field(description="recompute draft positions in the backward pass: less memory")
+    dtype: DType = Field(description="of the frozen base; drafters train in float32 weights")
     seed: int = Field(ge=0)
 
 
-class MedusaSettings(Section):
+Loss = Literal["cross_entropy", "kl", "overlap", "hybrid"]
+Decay = Annotated[float, Field(gt=0, le=1)]
+
+
+class MedusaMethod(Section):
     """Medusa heads (Cai et al., 2024, arXiv:2401.10774)."""
 
     method: Literal["medusa"]
     num_heads: Positive
     num_layers: Positive
-    head_decay: float = Field(gt=0, le=1, description="weight of head k in the loss is head_decay^k")
+    shared_output_layer: bool = Field(description="one output layer for all heads")
+    loss: Loss
+    head_decay: Decay = Field(description="weight of head k in the loss is head_decay^k")
+
+
+class DimensionSettings(Section):
+    """Sizes of a draft layer; null follows the base."""
+
+    hidden_size: Positive | None = None
+    intermediate_size: Positive | None = None
+    num_attention_heads: Positive | None = None
+    num_key_value_heads: Positive | None = None
+    head_dim: Positive | None = None
+    rope_theta: float | None = Field(default=None, gt=0)
+    max_position_embeddings: Positive | None = None
+
+
+class EagleMethod(Section):
+    """EAGLE (Li et al., 2024, arXiv:2401.15077); several unroll steps as in HASS (arXiv:2408.15766)."""
+
+    method: Literal["eagle"]
+    draft_tokens: Positive = Field(description="chain drafted a step, in validation and when served")
+    num_layers: Positive
+    unroll_steps: Positive = Field(description="draft positions trained; 1 is the original")
+    unroll_decay: Decay = Field(description="weight of draft position k in the loss is unroll_decay^k")
+    loss: Loss
+    token_weight: float = Field(gt=0, description="weight of `loss`")
+    feature_weight: float = Field(ge=0, description="weight of the distance from the base's next state")
+    input_noise: float = Field(ge=0, description="uniform noise of this size on the base's states")
+    dimensions: DimensionSettings
+
+    @field_validator("dimensions")
+    @classmethod
+    def _width_of_the_base(cls, dimensions: DimensionSettings) -> DimensionSettings:
+        if dimensions.hidden_size is not None:
+            raise ValueError("hidden_size must be null: EAGLE speaks through the base's own output layer")
+        return dimensions
+
+
+class Eagle3Method(Section):
+    """EAGLE-3 (Li et al., 2025, arXiv:2503.01840) and the options of 3.1."""
+
+    method: Literal["eagle3"]
+    draft_tokens: Positive = Field(description="chain drafted a step, in validation and when served")
+    aux_layers: list[int] | None = Field(description="layers of the base to read; null: low, middle, high")
+    unroll_steps: Positive = Field(description="draft positions trained (training-time test)")
+    unroll_decay: Decay = Field(description="weight of draft position k in the loss is unroll_decay^k")
+    draft_vocab_size: Positive | None = Field(description="most frequent answer tokens; null for all")
+    loss: Loss
+    norm_before_residual: bool = Field(description="the residual is the normed state")
+    fc_norm: bool = Field(description="a norm on each of the base's states (3.1)")
+    norm_output: bool = Field(description="the next draft position reads the normed state (3.1)")
+    dimensions: DimensionSettings
+
+
+class MedusaSettings(MedusaMethod):
+    """A section of `drafters` with `method: medusa`."""
+
     training: TrainingSettings
 
 
-# A new method adds its settings here: `MedusaSettings | EagleSettings`, told apart by `method`.
-DrafterSettings = MedusaSettings
+class EagleSettings(EagleMethod):
+    """A section of `drafters` with `method: eagle`."""
+
+    training: TrainingSettings
+
+
+class Eagle3Settings(Eagle3Method):
+    """A section of `drafters` with `method: eagle3`."""
+
+    training: TrainingSettings
+
+
+# A new method adds its settings to both, told apart by `method`.
+METHOD_SECTIONS: dict[str, type[MedusaMethod] | type[EagleMethod] | type[Eagle3Method]] = {
+    "medusa": MedusaMethod,
+    "eagle": EagleMethod,
+    "eagle3": Eagle3Method,
+}
+DRAFTER_SECTIONS: dict[str, type[Section]] = {
+    "medusa": MedusaSettings,
+    "eagle": EagleSettings,
+    "eagle3": Eagle3Settings,
+}
+DrafterSettings = Annotated[MedusaSettings | EagleSettings | Eagle3Settings, Field(discriminator="method")]
 
 
 class Evaluate(Section):

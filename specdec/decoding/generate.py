@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from specdec.decoding.verify import Chooser, count_accepted
-from specdec.drafters import Drafter
+from specdec.drafters import Drafter, DraftState
 from specdec.errors import DataError
-from specdec.targets import Target
+from specdec.targets import Target, TargetOutput
 
 
 @dataclass(frozen=True)
@@ -96,33 +96,43 @@ def _run(
     target: Target, drafter: Drafter | None, prompt_ids: list[int], limit: int, chooser: Chooser
 ) -> Iterator[Step]:
     cache = target.new_cache()
+    layers = drafter.aux_layers if drafter else ()
+    state = DraftState()
     prompt = torch.tensor([prompt_ids], device=target.device)
-    hidden = target.forward(prompt, cache=cache).hidden[0, -1:]
-    newest = chooser(target.logits(hidden))
-    hidden = hidden[0]
+    read = target.forward(prompt, cache=cache, layers=layers)
+    newest = chooser(target.logits(read.hidden[0, -1:]))
+    if drafter:
+        state.observe(torch.cat([prompt[0, 1:], newest]), *_rows(read, len(prompt_ids)))
     emitted, done = _until_stop(newest.tolist(), target.stop_ids, limit)
     yield Step(emitted, 0, 0)
     left = limit - len(emitted)
     context = len(prompt_ids)
     while not done and left > 0:
         # The last token of the context never needs a draft behind it.
-        draft = _draft(drafter, hidden, min(left, target.max_positions - context - 1))
-        states = target.forward(torch.cat([newest, draft])[None], cache=cache).hidden[0]
-        chosen = chooser(target.logits(states))
+        draft = _draft(drafter, state, min(left, target.max_positions - context - 1), newest)
+        read = target.forward(torch.cat([newest, draft])[None], cache=cache, layers=layers)
+        chosen = chooser(target.logits(read.hidden[0]))
         accepted = int(count_accepted(draft, chosen)) if len(draft) else 0
         context += accepted + 1
         if accepted < len(draft):
             cache.crop(context - cache.get_seq_length())
-        newest, hidden = chosen[accepted : accepted + 1], states[accepted]
+        newest = chosen[accepted : accepted + 1]
+        if drafter:
+            state.observe(chosen[: accepted + 1], *_rows(read, accepted + 1))
         emitted, done = _until_stop(chosen[: accepted + 1].tolist(), target.stop_ids, left)
         yield Step(emitted, len(draft), accepted)
         left -= len(emitted)
 
 
-def _draft(drafter: Drafter | None, hidden: Tensor, budget: int) -> Tensor:
+def _rows(read: TargetOutput, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first `count` rows of hidden and auxiliary states, without the batch."""
+    return read.hidden[0, :count], None if read.auxiliary is None else read.auxiliary[0, :count]
+
+
+def _draft(drafter: Drafter | None, state: DraftState, budget: int, newest: Tensor) -> Tensor:
     if drafter is None or budget < 1:
-        return torch.empty(0, dtype=torch.long, device=hidden.device)
-    return drafter.propose(hidden, budget).token_ids
+        return newest[:0]
+    return drafter.propose(state, budget).token_ids
 
 
 def _until_stop(tokens: list[int], stop_ids: frozenset[int], limit: int) -> tuple[list[int], bool]:

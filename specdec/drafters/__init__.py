@@ -3,12 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from specdec.drafters.eagle import Eagle
+from specdec.drafters.eagle3 import Eagle3
 from specdec.drafters.interface import (
     PROVENANCE,
     Drafter,
     DrafterLoss,
+    DraftState,
     Features,
     Proposal,
+    answer_counts,
     check_identity,
     load_checkpoint,
 )
@@ -16,12 +22,12 @@ from specdec.drafters.medusa import Medusa
 from specdec.errors import ModelError
 from specdec.targets import Target
 
-METHODS: dict[str, type[Drafter]] = {Medusa.method: Medusa}
+METHODS: dict[str, type[Drafter]] = {method.method: method for method in (Medusa, Eagle, Eagle3)}
 
 
-def new_drafter(target: Target, settings: Any) -> Drafter:
-    """A fresh drafter of `settings.method` for this target."""
-    return METHODS[settings.method].from_config(target, settings)
+def new_drafter(target: Target, settings: Any, token_counts: Tensor | None = None) -> Drafter:
+    """A fresh drafter of `settings.method` for this target; token_counts[V] for a draft vocabulary."""
+    return METHODS[settings.method].from_config(target, settings, token_counts)
 
 
 def load_drafter(folder: Path | str, target: Target, force: bool = False) -> Drafter:
@@ -36,18 +42,23 @@ def load_drafter(folder: Path | str, target: Target, force: bool = False) -> Dra
         raise ModelError(f"{folder} is a {method!r} drafter: this version knows {', '.join(METHODS)}")
     if not force:
         check_identity(folder, provenance, target)
-    drafter = METHODS[method].from_checkpoint(config, tensors)
+    drafter = METHODS[method].from_checkpoint(target, config, tensors)
+    drafter.draft_tokens = provenance.get("draft_tokens", drafter.draft_tokens)
     return drafter.to(target.device, target.dtype).eval().requires_grad_(False)
 
 
 __all__ = [
     "METHODS",
     "PROVENANCE",
+    "DraftState",
     "Drafter",
     "DrafterLoss",
+    "Eagle",
+    "Eagle3",
     "Features",
     "Medusa",
     "Proposal",
+    "answer_counts",
     "load_drafter",
     "new_drafter",
 ]

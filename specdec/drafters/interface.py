@@ -29,36 +29,64 @@ class Features:
     """What the frozen base says about one batch of packed rows.
 
     token_ids[B, T]; loss_mask[B, T]: True on tokens that the base answered; document_ids[B, T]: which
-    conversation a token belongs to, -1 for padding; hidden[B, T, H]: after the final norm.
+    conversation a token belongs to, -1 for padding; positions[B, T]: restart in each document; hidden[B, T, H]:
+    after the final norm; auxiliary[B, T, A*H]: the outputs of the layers that the drafter asked for, or None.
+    counts[K]: positions by which each draft position's loss is divided, where a step has more batches than this
+    one; None: this batch's own.
     """
 
     token_ids: Tensor
     loss_mask: Tensor
     document_ids: Tensor
+    positions: Tensor
     hidden: Tensor
+    auxiliary: Tensor | None = None
+    counts: Tensor | None = None
 
     def answer_run(self, length: int) -> Tensor:
-        """bool[B, T]: tokens t+1 .. t+length all belong to the answer of t's own document."""
-        run = torch.ones_like(self.loss_mask)
-        for shift in range(1, length + 1):
-            inside = torch.zeros_like(run)
-            same = self.document_ids[:, shift:] == self.document_ids[:, :-shift]
-            inside[:, :-shift] = self.loss_mask[:, shift:] & same & (self.document_ids[:, :-shift] >= 0)
-            run &= inside
-        return run
+        """bool[B, T]: see `answer_run`."""
+        return answer_run(self.loss_mask, self.document_ids, length)
+
+
+def answer_run(loss_mask: Tensor, document_ids: Tensor, length: int) -> Tensor:
+    """bool[B, T]: tokens t+1 .. t+length all belong to the answer of t's own document."""
+    run = torch.ones_like(loss_mask)
+    for shift in range(1, length + 1):
+        inside = torch.zeros_like(run)
+        same = document_ids[:, shift:] == document_ids[:, :-shift]
+        inside[:, :-shift] = loss_mask[:, shift:] & same & (document_ids[:, :-shift] >= 0)
+        run &= inside
+    return run
+
+
+def answer_counts(loss_mask: Tensor, document_ids: Tensor, positions: int) -> Tensor:
+    """int[K]: how many anchors each of the first K draft positions has."""
+    return torch.stack([answer_run(loss_mask, document_ids, 2 + k).sum() for k in range(positions)])
 
 
 @dataclass(frozen=True)
 class DrafterLoss:
-    """loss: what is minimised. losses[K], accuracies[K]: mean per draft position, detached.
+    """loss: what is minimised. sums[name][K], counts[K]: figures by draft position over this batch, detached
+    (`loss`, `accuracy`; when measured also `top_4`, `agreement` with the base's first choice, `overlap`).
 
     accepted[B, T]: how many leading draft positions are right when drafting at t; -1 where t is no anchor.
     """
 
     loss: Tensor
-    losses: Tensor
-    accuracies: Tensor
+    sums: dict[str, Tensor]
+    counts: Tensor
     accepted: Tensor
+
+
+def accepted(runs: list[Tensor], rows: list[Tensor], rights: list[Tensor]) -> Tensor:
+    """int[B, T]: how many leading draft positions are right at each anchor, -1 elsewhere.
+
+    runs[k][B, T]: anchors of draft position k; rows[k][n_k]: the same as flat indices; rights[k][n_k].
+    """
+    count = torch.where(runs[0], 0, -1).flatten()
+    for k, (row, right) in enumerate(zip(rows, rights, strict=True)):
+        count[row] += right & (count[row] == k)
+    return count.view_as(runs[0])
 
 
 @dataclass(frozen=True)
@@ -68,50 +96,92 @@ class Proposal:
     token_ids: Tensor
 
 
+@dataclass
+class DraftState:
+    """What a drafter knows of one sequence: the base's states that it has not read yet, and a cache of its own.
+
+    token_ids[n]: the token behind each state; hidden[n, H], auxiliary[n, A*H]: the base's states at true tokens.
+    """
+
+    token_ids: Tensor | None = None
+    hidden: Tensor | None = None
+    auxiliary: Tensor | None = None
+    cache: Any = None
+
+    def observe(self, token_ids: Tensor, hidden: Tensor, auxiliary: Tensor | None) -> None:
+        """The base read n more true tokens; token_ids[i] is what came behind hidden[i]."""
+        self.token_ids = token_ids if self.token_ids is None else torch.cat([self.token_ids, token_ids])
+        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
+        if auxiliary is not None:
+            self.auxiliary = auxiliary if self.auxiliary is None else torch.cat([self.auxiliary, auxiliary])
+
+    def forget(self) -> None:
+        """What was observed has been read."""
+        self.token_ids = self.hidden = self.auxiliary = None
+
+
 class Drafter(nn.Module, ABC):
     """Base class. `config.json` and `model.safetensors` are the layout that vLLM loads for `method`."""
 
     method: ClassVar[str]
+    target: Target  # frozen, and no part of the drafter's weights
+    aux_layers: tuple[int, ...] = ()  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
+    draft_tokens: int  # the chain that `propose` gives when the budget allows
 
     @classmethod
     @abstractmethod
-    def from_config(cls, target: Target, settings: Any) -> Self:
-        """A fresh drafter for `target`, started as its paper starts it, in float32 on the target's device."""
+    def from_config(cls, target: Target, settings: Any, token_counts: Tensor | None = None) -> Self:
+        """A fresh drafter for `target`, in float32 on the target's device.
+
+        token_counts[V]: how often the base answers each token, for a draft vocabulary that is smaller than V.
+        """
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """The drafter that `config.json` and the tensors describe. Raises ModelError on missing or wrong ones."""
 
     @abstractmethod
     def checkpoint_config(self) -> dict[str, Any]:
         """`config.json` as vLLM reads it."""
 
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """`model.safetensors`, by vLLM's names."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.state_dict().items())}
+
     @property
     @abstractmethod
-    def max_draft_tokens(self) -> int:
-        """The longest chain that one call of `propose` can give."""
+    def loss_positions(self) -> int:
+        """K of the training loss."""
 
     @abstractmethod
-    def loss(self, features: Features) -> DrafterLoss:
-        """The training loss over every anchor of a batch; never holds [B, T, V]."""
+    def loss(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
+        """The loss over every anchor of a batch; never holds [B, T, V].
+
+        positions: draft positions; None for `loss_positions`. measure: the figures of validation too.
+        """
 
     @abstractmethod
-    def propose(self, hidden: Tensor, budget: int) -> Proposal:
-        """hidden[H]: the base's state that produced the newest token -> the next `budget` tokens at most."""
+    def propose(self, state: DraftState, budget: int) -> Proposal:
+        """Reads what `state` observed (one token at least) and proposes the next `budget` tokens at most."""
 
-    def forward(self, features: Features) -> DrafterLoss:
+    def forward(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         """The loss: training wrappers (autocast, DDP, FSDP) hook into `forward`."""
-        return self.loss(features)
+        return self.loss(features, positions, measure)
 
-    def save_pretrained(self, folder: Path, provenance: dict[str, Any]) -> None:
+    def save_pretrained(self, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
         """Writes the checkpoint and `specdec.json` atomically; the same drafter gives the same bytes."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.state_dict().items())}
-        with replacing_dir(folder) as aside:
+        with replacing_dir(Path(folder)) as aside:
             write_json(aside / "config.json", self.checkpoint_config())
-            save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+            save_file(self.checkpoint_tensors(), aside / "model.safetensors", metadata={"format": "pt"})
             (aside / "model.safetensors").chmod(0o644)  # safetensors writes 0600: no other user could serve it
-            record = {"method": self.method, "specdec": specdec.__version__, **provenance}
+            record = {
+                "method": self.method,
+                "specdec": specdec.__version__,
+                "draft_tokens": self.draft_tokens,
+                "base": self.target.identity.as_dict(),
+                **(provenance or {}),
+            }
             write_json(aside / PROVENANCE, record)
 
 
@@ -137,3 +207,14 @@ def check_identity(folder: Path, provenance: dict[str, Any], target: Target) -> 
                 f"{folder} was trained on another {part.replace('_', ' ')}: it has {trained_on.get(part)}, "
                 f"{target.name} has {actual}; train a drafter for this base, or pass force=True"
             )
+
+
+def check_tensors(kind: str, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raises ModelError, naming each, when tensors are missing, superfluous or of another shape."""
+    shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (wanted, found)]
+    if shapes[0] != shapes[1]:
+        wrong = sorted(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
+        details = "; ".join(
+            f"{n}: {shapes[1].get(n, 'missing')}, wanted {shapes[0].get(n, 'none')}" for n in wrong[:4]
+        )
+        raise ModelError(f"the {kind} checkpoint does not fit its config.json: {details}")

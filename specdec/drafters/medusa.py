@@ -2,7 +2,8 @@
 
 Head i (from 0) reads the base's hidden state after the final norm at position t, where the base itself predicts
 t+1, and predicts token t+2+i: `lm_heads[i](block_i(hidden))`, each layer of a block being `x + SiLU(W x)`. Blocks
-start at zero, so every layer starts as the identity, and each head starts as a copy of the base's output layer.
+start at zero, so every layer starts as the identity, and each head starts as a copy of the base's output layer; or
+all heads share one (`original_lm_head`).
 """
 
 from typing import Any, Self
@@ -11,9 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from specdec.config import MedusaSettings
-from specdec.drafters.interface import Drafter, DrafterLoss, Features, Proposal
-from specdec.drafters.losses import chunked_cross_entropy
+from specdec.config import MedusaMethod
+from specdec.drafters.head_loss import Job, head_loss
+from specdec.drafters.interface import (
+    Drafter,
+    DrafterLoss,
+    DraftState,
+    Features,
+    Proposal,
+    accepted,
+    check_tensors,
+)
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -34,44 +43,49 @@ class _Block(nn.Module):
 
 
 class Medusa(Drafter):
-    """`blocks.{i}.layers.{j}.weight [H, H]` and `lm_heads.{i}.weight [V, H]`."""
+    """`blocks.{i}.layers.{j}.weight [H, H]` and `lm_heads.{i}.weight [V, H]`, or one `lm_head.weight`."""
 
     method = "medusa"
 
-    def __init__(self, hidden_size: int, vocab_size: int, num_heads: int, num_layers: int, head_decay: float = 1.0):
+    def __init__(
+        self, target: Target, num_heads: int, num_layers: int, shared: bool, settings: MedusaMethod | None = None
+    ):
+        """settings: for training; loaded heads need none."""
         super().__init__()
-        self.hidden_size, self.vocab_size = hidden_size, vocab_size
-        self.num_heads, self.num_layers, self.head_decay = num_heads, num_layers, head_decay
-        self.blocks = nn.ModuleList(_Block(hidden_size, num_layers) for _ in range(num_heads))
-        self.lm_heads = nn.ModuleList(nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(num_heads))
+        self.target = target
+        self.num_heads, self.num_layers = num_heads, num_layers
+        self.draft_tokens = num_heads
+        width, vocabulary = target.hidden_size, target.vocab_size
+        self.blocks = nn.ModuleList(_Block(width, num_layers) for _ in range(num_heads))
+        self.lm_head = nn.Linear(width, vocabulary, bias=False) if shared else None
+        self.lm_heads = nn.ModuleList(
+            nn.Linear(width, vocabulary, bias=False) for _ in range(0 if shared else num_heads)
+        )
+        self._head_decay = settings.head_decay if settings else 1.0
+        self._loss_kind = settings.loss if settings else "cross_entropy"
 
     @classmethod
-    def from_config(cls, target: Target, settings: MedusaSettings) -> Self:
+    def from_config(cls, target: Target, settings: MedusaMethod, token_counts: Tensor | None = None) -> Self:
+        shared = settings.shared_output_layer
         with target.device:
-            heads = cls(
-                target.hidden_size,
-                target.vocab_size,
-                settings.num_heads,
-                settings.num_layers,
-                settings.head_decay,
-            )
+            heads = cls(target, settings.num_heads, settings.num_layers, shared, settings)
         with torch.no_grad():
-            for weight in heads.lm_heads.parameters():
-                weight.copy_(target.output_weight)
+            for weight in heads.output_weights[: 1 if shared else None]:
+                weight.copy_(target.output_weight * target.logit_scale)
         return heads
 
     @classmethod
-    def from_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         sizes = [config.get(k) for k in ("hidden_size", "vocab_size", "num_heads", "num_hidden_layers")]
         if config.get("model_type") != "medusa" or not all(isinstance(size, int) for size in sizes):
             raise ModelError(f"config.json describes no Medusa heads: model_type is {config.get('model_type')!r}")
-        heads = cls(*sizes)  # type: ignore[arg-type]
-        wanted = {name: tuple(t.shape) for name, t in heads.state_dict().items()}
-        found = {name: tuple(t.shape) for name, t in tensors.items()}
-        if wanted != found:
-            wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
-            details = "; ".join(f"{n}: {found.get(n, 'missing')}, wanted {wanted.get(n, 'none')}" for n in wrong[:4])
-            raise ModelError(f"the Medusa checkpoint does not fit its config.json: {details}")
+        if (sizes[0], sizes[1]) != (target.hidden_size, target.vocab_size):
+            raise ModelError(
+                f"config.json describes heads of {sizes[0]} x {sizes[1]}, and {target.name} has "
+                f"{target.hidden_size} x {target.vocab_size} (hidden_size x vocab_size)"
+            )
+        heads = cls(target, config["num_heads"], config["num_hidden_layers"], bool(config.get("original_lm_head")))
+        check_tensors("Medusa", heads.state_dict(), tensors)
         heads.load_state_dict(tensors)
         return heads
 
@@ -80,44 +94,56 @@ class Medusa(Drafter):
         return {
             "model_type": "medusa",
             "architectures": ["MedusaModel"],
-            "hidden_size": self.hidden_size,
-            "vocab_size": self.vocab_size,
+            "hidden_size": self.target.hidden_size,
+            "vocab_size": self.target.vocab_size,
             "num_heads": self.num_heads,
             "num_hidden_layers": self.num_layers,
             "medusa_fc_bias": False,
-            "original_lm_head": False,
+            "original_lm_head": self.lm_head is not None,
         }
 
     @property
-    def max_draft_tokens(self) -> int:
-        return self.num_heads
+    def output_weights(self) -> list[Tensor]:
+        """[V, H] of each head; the same tensor for all where they share it."""
+        if self.lm_head is not None:
+            return [self.lm_head.weight] * self.num_heads
+        return [*self.lm_heads.parameters()]
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.lm_heads.parameters()).dtype
+    def loss_positions(self) -> int:
+        return self.num_heads
 
-    def loss(self, features: Features) -> DrafterLoss:
-        """Sum over heads of head_decay^i times the mean cross-entropy on the answer tokens t+2+i."""
-        anchors = features.answer_run(2)
-        accepted = torch.where(anchors, 0, -1)
-        losses, accuracies = [], []
-        for i in range(self.num_heads):
-            valid = features.answer_run(2 + i)
-            labels = features.token_ids.roll(-(2 + i), dims=1)[valid]
-            total, right = self._head_loss(i, features.hidden[valid], labels)
-            count = max(1, len(labels))
-            losses.append(total / count)
-            accuracies.append(right.sum() / count)
-            accepted[valid] += right & (accepted[valid] == i)
-        weights = [self.head_decay**i for i in range(self.num_heads)]
-        loss = torch.stack([w * one for w, one in zip(weights, losses, strict=True)]).sum()
-        return DrafterLoss(loss, torch.stack(losses).detach(), torch.stack(accuracies), accepted)
+    def loss(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
+        """Sum over heads of head_decay^i times the mean loss on the answer tokens t+2+i."""
+        positions = min(positions or self.num_heads, self.num_heads)
+        runs = [features.answer_run(2 + i) for i in range(positions)]
+        rows = [run.flatten().nonzero().squeeze(-1) for run in runs]
+        hidden = features.hidden.flatten(0, 1)
+        weights = self.output_weights[:positions]
+        states = [
+            block(hidden[row].to(weight.dtype))
+            for block, row, weight in zip(self.blocks, rows, weights, strict=False)
+        ]
+        own = torch.stack([row.new_tensor(len(row)) for row in rows])
+        counts = own if features.counts is None else features.counts
+        decay = self._head_decay ** torch.arange(positions, device=hidden.device)
+        job = Job(
+            kind=self._loss_kind,
+            places=[row + 2 + i for i, row in enumerate(rows)],
+            labels=features.token_ids.flatten(),
+            teacher=(lambda places: self.target.logits(hidden[places - 1]))
+            if measure or self._loss_kind != "cross_entropy"
+            else None,
+            factors=decay / counts.clamp(min=1),
+            measure=measure,
+        )
+        loss = head_loss(job, states, weights)
+        return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
-    def _head_loss(self, i: int, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        blocked = self.blocks[i](states.to(self._dtype))
-        return chunked_cross_entropy(self.lm_heads[i], blocked, labels, self.vocab_size)
-
-    def propose(self, hidden: Tensor, budget: int) -> Proposal:
-        states = hidden.to(self._dtype)[None]  # [1, H]: a matrix, which is faster than a vector
-        pairs = list(zip(self.blocks, self.lm_heads, strict=True))[:budget]
-        return Proposal(torch.cat([head(block(states)).argmax(-1) for block, head in pairs]))
+    def propose(self, state: DraftState, budget: int) -> Proposal:
+        assert state.hidden is not None
+        weights = self.output_weights
+        newest = state.hidden[-1:].to(weights[0].dtype)
+        state.forget()
+        pairs = list(zip(self.blocks, weights, strict=True))[:budget]
+        return Proposal(torch.cat([(block(newest) @ weight.T).argmax(-1) for block, weight in pairs]))

@@ -90,7 +90,7 @@ def measure(
         for i, (row, ids) in enumerate(fitting):
             plain, drafted = _both(target, drafter, ids, max_new_tokens, plain_first=(number + i) % 2 == 0)
             if number == 0:
-                found.append(_new_entry(row, ids, drafted.steps, drafter.max_draft_tokens))
+                found.append(_new_entry(row, ids, drafted.steps, drafter.draft_tokens))
             found[i].add_pass(plain, drafted)
             if time.monotonic() - told > 3:
                 told = time.monotonic()

@@ -40,6 +40,12 @@ def download_base(repository: str, revision: str | None, out: Path, say: Callabl
     return snapshot.name
 
 
+def base_folder(name: str) -> Path:
+    """A model's folder: the one that `name` is, or the hub cache's copy of that repository, fetched if need be."""
+    folder = Path(name)
+    return folder if folder.is_dir() else _download(name, None)
+
+
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -55,7 +61,7 @@ def _download(repository: str, revision: str | None) -> Path:
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{repository!r} is neither a folder here nor a model on the hub that you may read: check "
-            "fetch_base.source, and HF_TOKEN where the model is gated"
+            "its name (fetch_base.source in params.yaml), and HF_TOKEN where the model is gated"
         ) from None
     except LocalEntryNotFoundError as error:
         raise TransientError(

@@ -7,6 +7,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from specdec.errors import ModelError
 from specdec.io import sha256_file
@@ -52,6 +55,21 @@ def compute_identity(folder: Path) -> Identity:
         raise ModelError(f"{folder} holds no tokenizer.json: save a fast tokenizer beside the model")
     weights = hashlib.sha256("".join(sha256_file(shard) for shard in shards).encode()).hexdigest()
     return Identity(weights, sha256_file(tokenizer), _template_hash(folder))
+
+
+def identity_of(model: Any, tokenizer: Any) -> Identity:
+    """The identity of a model in memory, which has no files: of its tensors instead."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = json.dumps(tokenizer.chat_template)
+    return Identity(
+        digest.hexdigest(),
+        hashlib.sha256(vocabulary.encode()).hexdigest(),
+        hashlib.sha256(template.encode()).hexdigest(),
+    )
 
 
 def _template_hash(folder: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from specdec.errors import ModelError
-from specdec.targets.identity import Identity, identify
+from specdec.targets.identity import Identity, identify, identity_of
 
 # Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
 _SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
@@ -25,10 +25,10 @@ _CAPS = ("final_logit_softcapping",)
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """hidden[B, T, H]: after the final norm. auxiliary: output of each layer asked for, [B, T, H] each."""
+    """hidden[B, T, H]: after the final norm. auxiliary[B, T, A*H]: outputs of the layers asked for, or None."""
 
     hidden: Tensor
-    auxiliary: tuple[Tensor, ...] = ()
+    auxiliary: Tensor | None = None
 
 
 class Target:
@@ -47,10 +47,12 @@ class Target:
         if self._head is None:
             raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
         text = model.config.get_text_config()
+        self.text_config = text
+        self._layers = _decoder_layers(self._body, text.num_hidden_layers, name)
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
         self.vocab_size: int = self._head.weight.shape[0]
-        self.max_positions: int = getattr(text, "max_position_embeddings", None) or 2**31 - 1
+        self.max_positions = _max_positions(text)
         self.stop_ids = _stop_ids(model, tokenizer)
         self._scale = next((f(getattr(text, n)) for n, f in _SCALES.items() if getattr(text, n, None)), 1.0)
         self._cap = next((getattr(text, n) for n in _CAPS if getattr(text, n, None)), None)
@@ -70,6 +72,21 @@ class Target:
         target.check_logits()
         return target
 
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any = None) -> "Target":
+        """A model that is already loaded; it is frozen. tokenizer: None takes the one beside its weights.
+
+        Raises ModelError, as `from_pretrained` does, and where neither a folder nor a tokenizer is known.
+        """
+        folder = Path(getattr(model.config, "_name_or_path", "") or "")
+        known = folder.is_dir() and any(folder.glob("*.safetensors"))
+        if tokenizer is None and not known:
+            raise ModelError(f"{folder or 'the model'} is no folder with a model's files: pass its tokenizer too")
+        tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
+        target = cls(model, tokenizer, identify(folder) if known else identity_of(model, tokenizer), folder.name)
+        target.check_logits()
+        return target
+
     @property
     def device(self) -> torch.device:
         return self._head.weight.device
@@ -82,6 +99,25 @@ class Target:
     def output_weight(self) -> Tensor:
         """[V, H]: the output layer's weight; drafter heads start from it."""
         return self._head.weight
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """[V, H]: the input embedding's weight, without the factor that some families put on top (as vLLM has it)."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor between `hidden @ output_weight.T` and the logits."""
+        return self._scale
+
+    @property
+    def final_norm_weight(self) -> Tensor | None:
+        """[H]: what an RMSNorm behind the last layer multiplies with; None where the norm is another one."""
+        norm = next((getattr(self._body, n) for n in ("norm", "final_layernorm") if hasattr(self._body, n)), None)
+        weight = getattr(norm, "weight", None)
+        if weight is None or not type(norm).__name__.endswith("RMSNorm") or "Gemma" in type(norm).__name__:
+            return None
+        return weight if weight.shape == (self.hidden_size,) else None
 
     def new_cache(self) -> DynamicCache:
         """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too."""
@@ -97,16 +133,16 @@ class Target:
         """One pass over token_ids[B, T] behind what `cache` holds (and which it then holds too).
 
         positions[B, T]: restart at 0 for every document of a packed row (no cache then): documents do not see
-        each other. layers: indices as in `hidden_states` of transformers (0 = embeddings).
+        each other. layers: i is the output of decoder layer i-1, before the final norm (0: the embeddings).
         """
-        output = self._body(
-            input_ids=token_ids,
-            position_ids=positions,
-            use_cache=cache is not None,
-            output_hidden_states=bool(layers),
-            **{self._cache_argument: cache},
-        )
-        auxiliary = tuple(output.hidden_states[i] for i in layers) if layers else ()
+        with _Listening(self._layers, layers) as heard:
+            output = self._body(
+                input_ids=token_ids,
+                position_ids=positions,
+                use_cache=cache is not None,
+                **{self._cache_argument: cache},
+            )
+        auxiliary = torch.cat([heard[i] for i in layers], -1) if layers else None
         return TargetOutput(output.last_hidden_state, auxiliary)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -131,6 +167,49 @@ class Target:
                 f"{self.name} ({self.model.config.model_type}): its logits are not those of its output layer "
                 f"(they differ by {worst:.3g}), so this architecture is not supported"
             )
+
+
+class _Listening:
+    """Keeps the outputs of some decoder layers of one pass, as a mapping from index to [B, T, H]."""
+
+    def __init__(self, modules: torch.nn.ModuleList, layers: tuple[int, ...]):
+        self._modules, self._layers = modules, layers
+        self._heard: dict[int, Tensor] = {}
+
+    def __enter__(self) -> dict[int, Tensor]:
+        self._hooks = [self._hook(i) for i in self._layers]
+        return self._heard
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, i: int) -> Any:
+        def keep(_module: Any, inputs: Any, keywords: Any, output: Any = None) -> None:
+            value = (inputs[0] if inputs else keywords["hidden_states"]) if i == 0 else output
+            self._heard[i] = value[0] if isinstance(value, tuple) else value
+
+        if i == 0:
+            return self._modules[0].register_forward_pre_hook(keep, with_kwargs=True)
+        return self._modules[i - 1].register_forward_hook(keep, with_kwargs=True)
+
+
+def _decoder_layers(body: Any, count: int, name: str) -> torch.nn.ModuleList:
+    """The base's decoder layers: the one list of `count` modules right below it. Raises ModelError."""
+    lists = [m for m in body.children() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    if len(lists) != 1:
+        raise ModelError(f"{name} ({body.config.model_type}): its {count} decoder layers were not found")
+    return lists[0]
+
+
+def _max_positions(text: Any) -> int:
+    """How many positions the base takes. LongRoPE turns to other angles behind its original length, those of earlier
+    positions included: a cache, and a packed row, is right up to there only.
+    """
+    rope = getattr(text, "rope_parameters", None) or {}
+    sets = [rope, *(found for found in rope.values() if isinstance(found, dict))]  # one set a kind of layer
+    ends = [found["original_max_position_embeddings"] for found in sets if found.get("rope_type") == "longrope"]
+    return min([getattr(text, "max_position_embeddings", None) or 2**31 - 1, *ends])
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.drafters import DrafterLoss, Features
+from specdec.training.processes import sum_over_processes
 
 
 @dataclass
@@ -25,6 +27,11 @@ class AcceptanceCount:
     @classmethod
     def empty(cls, draft_tokens: int) -> "AcceptanceCount":
         return cls(0, np.zeros(draft_tokens, dtype=np.int64))
+
+    def over_processes(self) -> "AcceptanceCount":
+        """The sum over all processes of a training."""
+        total = sum_over_processes(torch.from_numpy(np.append(self.accepted, self.steps)))
+        return AcceptanceCount(int(total[-1]), total[:-1].numpy())
 
     @property
     def acceptance_length(self) -> float:

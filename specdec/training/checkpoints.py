@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from specdec.io import sync, write_text
+from specdec.training.processes import state as this_process
 
 _MARK = "complete"
 
@@ -23,6 +24,7 @@ class MarkComplete(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        this_process().wait_for_everyone()  # each process writes its own random states
         if state.is_world_process_zero and folder.is_dir():
             for file in folder.iterdir():
                 sync(file)

@@ -3,20 +3,27 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow
-from specdec.drafters import Drafter
-from specdec.errors import DataError
+from specdec.drafters import Drafter, load_drafter
+from specdec.drafters.unrolled import Unrolled
+from specdec.errors import ConfigError, DataError, ModelError
+from specdec.io import write_text
 from specdec.targets import Target
+from specdec.training.cache import FeatureCache
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
-from specdec.training.trainer import DrafterTrainer, LogFunction, validate
+from specdec.training.features import FeatureSource, compute_features
+from specdec.training.processes import is_main, state
+from specdec.training.trainer import DrafterTrainer, LogFunction, Schedule, validate
 
 LOG_STEPS = 10  # at most: a short run logs ten times
+FINISHED = "finished"  # in a work folder, with the steps that were planned: early stopping leaves no other trace
 
 
 @dataclass(frozen=True)
@@ -34,33 +41,87 @@ def train(
     validation_rows: list[PackedRow],
     settings: TrainingSettings,
     work: Path,
+    cache: Path,
     on_log: LogFunction,
     say: Callable[[str], None],
 ) -> TrainingResult:
     """Trains `drafter` in place; afterwards it holds the weights with the best validation acceptance length.
 
     work: checkpoints, and nothing else's; a whole one that is there is gone on from, to the same weights that an
-    undisturbed run would have. Raises DataError when no row has an answer, ModelError when the loss is not finite.
+    undisturbed run would have. cache: where `features: cached` keeps the base's states, for other runs too.
+    Raises DataError when no row has an answer, ModelError when the loss is not finite.
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if not any(row.loss_mask.any() for row in rows):
             raise DataError(f"no {name} row has an answer token: look at data/synthetic/ and training.max_length")
+    if settings.warm_start:
+        warm_start(drafter, Path(settings.warm_start))
+    if isinstance(drafter, Unrolled):
+        drafter.checkpointing = settings.gradient_checkpointing
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")
-    trainer = _trainer(target, drafter, train_rows, validation_rows, settings, work, on_log, say)
-    resume = last_complete(work, say) if work.exists() else None
+    features_of = _feature_source(target, drafter, [*train_rows, *validation_rows], settings, cache, say)
+    trainer = _trainer(target, drafter, features_of, train_rows, validation_rows, settings, work, on_log, say)
+    finished = work / FINISHED
+    with state().main_process_first():
+        resume = last_complete(work, say) if work.exists() else None
     if resume:
         say(f"going on from {Path(resume).name}")
-    if resume and step_of(resume) >= trainer.args.max_steps:
+    planned = str(trainer.args.max_steps)
+    ended = finished.exists() and finished.read_text() == planned
+    if resume and (ended or step_of(resume) >= trainer.args.max_steps):
         load_best(drafter, Path(resume))  # the Trainer would take one step more
+        steps = step_of(resume)
     else:
         trainer.train(resume_from_checkpoint=resume)
-    metrics = validate(target, drafter, validation_rows, settings.rows_per_step)
-    return TrainingResult(metrics, trainer.args.max_steps)
+        steps = trainer.state.global_step
+        if is_main():
+            write_text(finished, planned)
+    metrics = validate(features_of, drafter, validation_rows, settings.rows_per_pass)
+    return TrainingResult(metrics, steps)
+
+
+def warm_start(drafter: Drafter, folder: Path) -> None:
+    """Takes the weights of a trained drafter of the same method and sizes. Raises ModelError naming what differs."""
+    trained = load_drafter(folder, drafter.target)
+    if trained.method != drafter.method:
+        raise ModelError(f"training.warm_start: {folder} is a {trained.method} drafter, and this is {drafter.method}")
+    ours, theirs = drafter.checkpoint_config(), trained.checkpoint_config()
+    if ours != theirs:
+        names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+        raise ModelError(
+            f"training.warm_start: the config.json of {folder} has another {', '.join(names[:4])} than the settings "
+            "ask for"
+        )
+    drafter.load_state_dict(trained.state_dict())
+
+
+def _feature_source(
+    target: Target,
+    drafter: Drafter,
+    rows: list[PackedRow],
+    settings: TrainingSettings,
+    cache: Path,
+    say: Callable[[str], None],
+) -> FeatureSource:
+    if settings.features == "online":
+        return partial(compute_features, target, aux_layers=drafter.aux_layers)
+    kept = FeatureCache.build(
+        target,
+        rows,
+        drafter.aux_layers,
+        cache,
+        settings.cache_dtype,
+        settings.cache_limit_gb,
+        settings.rows_per_pass,
+        say,
+    )
+    return kept.features
 
 
 def _trainer(
     target: Target,
     drafter: Drafter,
+    features_of: FeatureSource,
     train_rows: list[PackedRow],
     validation_rows: list[PackedRow],
     settings: TrainingSettings,
@@ -70,11 +131,13 @@ def _trainer(
 ) -> DrafterTrainer:
     set_seed(settings.seed)
     steps = max(1, int(settings.epochs * -(-len(train_rows) // settings.rows_per_step)))
+    passes = _passes(settings)
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
-        per_device_train_batch_size=settings.rows_per_step,
-        per_device_eval_batch_size=settings.rows_per_step,
+        per_device_train_batch_size=settings.rows_per_pass,
+        per_device_eval_batch_size=settings.rows_per_pass,
+        gradient_accumulation_steps=passes,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=int(settings.warmup_share * steps),
@@ -87,10 +150,12 @@ def _trainer(
         eval_strategy="steps",
         eval_steps=settings.save_steps,
         logging_steps=max(1, min(LOG_STEPS, steps // LOG_STEPS)),
-        save_total_limit=2,
-        load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # the patience of early stopping
+        save_total_limit=settings.keep_checkpoints,
+        ddp_find_unused_parameters=False,
         metric_for_best_model="acceptance_length",
         greater_is_better=True,
+        load_best_model_at_end=True,
         use_cpu=target.device.type == "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -99,17 +164,34 @@ def _trainer(
     # Several GPUs are for several processes (torchrun); in one process the Trainer would split the batch.
     arguments._n_gpu = min(1, arguments.n_gpu)
     trainer = DrafterTrainer(
-        target,
+        features_of,
         _Told(on_log, steps, say),
         model=drafter,
         args=arguments,
-        train_dataset=train_rows,
+        train_dataset=Schedule(train_rows, settings.rows_per_step, steps, settings.seed),
         eval_dataset=validation_rows,
-        callbacks=[MarkComplete()],
+        callbacks=[MarkComplete(), *_stopping(settings)],
     )
     for printer in (PrinterCallback, ProgressCallback):  # one plain line of ours is enough
         trainer.remove_callback(printer)
     return trainer
+
+
+def _stopping(settings: TrainingSettings) -> list[EarlyStoppingCallback]:
+    patience = settings.early_stopping
+    return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+
+
+def _passes(settings: TrainingSettings) -> int:
+    """How many passes of each process make one step. Raises ConfigError when rows_per_step cannot be divided so."""
+    processes = state().num_processes
+    at_once = settings.rows_per_pass * processes
+    if settings.rows_per_step % at_once:
+        raise ConfigError(
+            f"training.rows_per_step is {settings.rows_per_step}, no multiple of rows_per_pass "
+            f"{settings.rows_per_pass} x {processes} processes"
+        )
+    return settings.rows_per_step // at_once
 
 
 class _Told:

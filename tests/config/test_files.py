@@ -50,7 +50,7 @@ def test_the_committed_settings_are_valid() -> None:
         (
             "drafters.medusa.heads",
             2,
-            "drafters.medusa.heads: unknown key; allowed here: head_decay, method, num_h",
+            "drafters.medusa.heads: unknown key; allowed here: head_decay, loss, method",
         ),
         ("drafters.medusa.training.lr", 2, "drafters.medusa.training.lr: unknown key; allowed here: "),
         ("drafters.medusa.num_heads", "2", "drafters.medusa.num_heads: "),

@@ -5,12 +5,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specdec.drafters import Drafter, DrafterLoss, Features, Proposal
+from specdec.drafters import Drafter, DrafterLoss, DraftState, Features, Proposal
 from specdec.targets import Target
 
 
 class Oracle(Drafter):
-    """Proposes the continuation of `truth` (after the token that `hidden` produced), wrong where `plan` says.
+    """Proposes the continuation of `truth` (after the newest token), wrong where `plan` says.
 
     plan[i]: the draft position (from 0) of step i that is spoilt, or None for a step that is all right.
     """
@@ -20,28 +20,29 @@ class Oracle(Drafter):
     def __init__(self, truth: list[int], plan: list[int | None], length: int, vocab_size: int):
         super().__init__()
         self.truth, self.plan, self.length, self.vocab_size = truth, plan, length, vocab_size
+        self.draft_tokens = length
         self.place, self.step = 1, 0
         self.offered: list[int] = []
 
     @classmethod
-    def from_config(cls, target: Target, settings: Any) -> Self:
+    def from_config(cls, target: Target, settings: Any, token_counts: Tensor | None = None) -> Self:
         raise AssertionError
 
     @classmethod
-    def from_checkpoint(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         raise AssertionError
 
     def checkpoint_config(self) -> dict[str, Any]:
         return {}
 
     @property
-    def max_draft_tokens(self) -> int:
+    def loss_positions(self) -> int:
         return self.length
 
-    def loss(self, features: Features) -> DrafterLoss:
+    def loss(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         raise AssertionError
 
-    def propose(self, hidden: Tensor, budget: int) -> Proposal:
+    def propose(self, state: DraftState, budget: int) -> Proposal:
         count = min(budget, self.length)
         right = (self.truth[self.place : self.place + count] + [0] * count)[:count]
         spoilt = self.plan[self.step] if self.step < len(self.plan) else None

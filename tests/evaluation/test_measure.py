@@ -4,10 +4,9 @@ import importlib
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from specdec.decoding import Step
-from specdec.drafters import Drafter, Proposal, new_drafter
+from specdec.drafters import Drafter, DraftState, Proposal, new_drafter
 from specdec.errors import DataError
 from specdec.evaluation import Bootstrap, losslessness, measure, summarize
 from specdec.evaluation.measure import PromptMeasurement, _Timed, first_difference
@@ -72,10 +71,10 @@ def test_counts_are_those_of_the_decoding(target: Target) -> None:
     class Again(Oracle):
         """The plan begins anew with every prompt's first draft (the newest token is the answer's first)."""
 
-        def propose(self, hidden: Tensor, budget: int) -> Proposal:
+        def propose(self, state: DraftState, budget: int) -> Proposal:
             if budget == 11:
                 self.place, self.step = 1, 0
-            return super().propose(hidden, budget)
+            return super().propose(state, budget)
 
     # Three drafts a step, of which 1, 0, 3 and 1 are right, and then all: 1 + 2 + 1 + 4 + 2 + 2 tokens.
     oracle = Again(truth, [1, 0, None, 1], 3, target.vocab_size)

@@ -11,59 +11,37 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from specdec.errors import ModelError
+from specdec.decoding import generate
+from specdec.errors import DataError, ModelError
 from specdec.targets import Target, identify
 from specdec.targets.fetch import copy_base, record_base
 from specdec.targets.identity import compute_identity
-from tests.tiny import write_base, write_tokenizer
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {},
-    "Qwen2ForCausalLM": {"tie_word_embeddings": True},
-    "PhiForCausalLM": {"partial_rotary_factor": 0.5},  # a bias in the output layer, parallel attention
-    "Gemma2ForCausalLM": {"final_logit_softcapping": 5.0, "sliding_window": 8},
-    "GraniteForCausalLM": {"logits_scaling": 4.0},
-    "CohereForCausalLM": {"logit_scale": 0.25},
-    "GPTNeoXForCausalLM": {},
-}
+from tests.targets.families import FAMILIES, WINDOW, write_family
+from tests.tiny import write_base
 
 
-def write_family(folder: Path, architecture: str) -> None:
-    import transformers
-
-    tokenizer = write_tokenizer(folder)
-    model_class = getattr(transformers, architecture)
-    settings = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-    }
-    torch.manual_seed(1)
-    model = model_class(model_class.config_class(**{**settings, **FAMILIES[architecture]}))
-    for name, parameter in model.named_parameters():
-        if "bias" in name:
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_logits_are_the_models_own(tmp_path: Path, architecture: str) -> None:
-    write_family(tmp_path, architecture)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_models_own(tmp_path: Path, family: str) -> None:
+    write_family(tmp_path, family)
     target = Target.from_pretrained(tmp_path, device="cpu")
-    ids = torch.randint(0, target.vocab_size, (2, 11), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, target.vocab_size, (2, 3 * WINDOW), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = target.model(ids).logits
         ours = target.logits(target.forward(ids).hidden)
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi-3-longrope", "phi-4-mini"])
+def test_longrope_ends_where_its_angles_change(tmp_path: Path, family: str) -> None:
+    write_family(tmp_path, family)
+    target = Target.from_pretrained(tmp_path, device="cpu")
+    assert (target.max_positions, target.text_config.max_position_embeddings) == (128, 256)
+    prompt = list(range(6, 126))
+    ids = torch.tensor([prompt])
+    own = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert generate(target, None, prompt, 20).token_ids == own[0, 120:128].tolist()
+    with pytest.raises(DataError, match="takes 1 to 127"):
+        generate(target, None, list(range(6, 134)), 1)
 
 
 def test_a_head_that_does_something_else_is_refused(target: Target) -> None:
@@ -83,14 +61,6 @@ def test_a_head_that_does_something_else_is_refused(target: Target) -> None:
 
     with pytest.raises(ModelError, match="its logits are not those of its output layer"):
         Target(Doubling(target.model), target.tokenizer, target.identity, "odd").check_logits()
-
-
-def test_auxiliary_layers_are_counted_as_transformers_counts(target: Target) -> None:
-    ids = torch.arange(8)[None]
-    hidden = target.model(ids, output_hidden_states=True).hidden_states
-    output = target.forward(ids, layers=(0, 1))
-    torch.testing.assert_close(output.auxiliary[0], hidden[0])
-    torch.testing.assert_close(output.auxiliary[1], hidden[1])
 
 
 def test_identity_changes_with_each_part(base_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Acceptance read off teacher-forced answers is the one that decoding has."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from specdec.data.packing import Sequence, pack
@@ -8,8 +12,9 @@ from specdec.decoding import generate
 from specdec.drafters import DrafterLoss, Features, new_drafter
 from specdec.targets import Target
 from specdec.training.acceptance import AcceptanceCount
+from specdec.training.features import compute_features
 from specdec.training.trainer import validate
-from tests.settings import medusa_settings
+from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 
 
 def test_the_walk_by_hand() -> None:
@@ -19,20 +24,21 @@ def test_the_walk_by_hand() -> None:
     accepted = torch.tensor([[-1, 2, 0, 9, 9, 1, 0, -1, 1, 9, -1, -1]])
     # from 1: accept 2 -> 4, which says 9; so make 4 say 0, then 5 accepts 1 -> 7 ends the answer
     accepted[0, 4] = 0
-    zero = torch.zeros(2)
     count = AcceptanceCount.empty(2)
-    features = Features(torch.zeros(1, 12).long(), mask, documents, torch.zeros(1, 12, 1))
-    count.add_batch(features, DrafterLoss(torch.tensor(0.0), zero, zero, accepted))
+    ids = torch.zeros(1, 12).long()
+    features = Features(ids, mask, documents, ids, torch.zeros(1, 12, 1))
+    count.add_batch(features, DrafterLoss(torch.tensor(0.0), {}, torch.zeros(2), accepted))
     assert count.steps == 4
     assert count.accepted.tolist() == [3, 1]
     assert count.acceptance_length == 2.0
     assert count.position_rates == [0.75, 0.25]
 
 
-def test_prediction_equals_decoding(target: Target) -> None:
-    """Random heads on a small base, near enough to the base's own head to be accepted now and then."""
-    drafter = new_drafter(target, medusa_settings())
+@pytest.mark.parametrize("settings", [medusa_settings(), eagle_settings(), eagle3_settings()], ids=lambda s: s.method)
+def test_prediction_equals_decoding(target: Target, settings: Any) -> None:
+    """A fresh drafter on a small base, near enough to the base's own head to be accepted now and then."""
     torch.manual_seed(0)
+    drafter = new_drafter(target, settings)
     for parameter in drafter.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     drafter.eval()
@@ -44,7 +50,8 @@ def test_prediction_equals_decoding(target: Target) -> None:
         sequences.append(Sequence(ids, np.arange(len(ids)) >= len(prompt)))
         steps += made.steps
         accepted += made.accepted
-    predicted = validate(target, drafter, pack(sequences, 200, 0), 2)
+    features_of = partial(compute_features, target, aux_layers=drafter.aux_layers)
+    predicted = validate(features_of, drafter, pack(sequences, 200, 0), 2)
     assert accepted > 0
     # The last step of an answer may look past its limit: that is all that may differ.
     assert abs(predicted["acceptance_length"] - (1 + accepted / steps)) < 0.03

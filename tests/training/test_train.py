@@ -1,5 +1,6 @@
 """Training: it learns what can be known, resumes to the bit, and says what is wrong."""
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -14,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specdec.data.packing import PackedRow, Sequence, pack
-from specdec.drafters import Drafter, new_drafter
-from specdec.errors import DataError, ModelError
+from specdec.drafters import Drafter, DraftState, Features, new_drafter
+from specdec.errors import ConfigError, DataError, ModelError
 from specdec.targets import Target
 from specdec.training import TrainingResult, train
 from specdec.training.checkpoints import last_complete
-from tests.settings import medusa_settings
+from specdec.training.features import compute_features
+from specdec.training.trainer import Schedule
+from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 from tests.tiny import write_base
 
 Log = list[tuple[dict[str, float], int]]
@@ -54,6 +57,7 @@ def fit(target: Target, work: Path, chosen: Any, log: Log | None = None) -> tupl
         rows(8, 1),
         chosen.training,
         work,
+        work / "features",
         lambda metrics, step: taken.append((metrics, step)),
         print,
     )
@@ -75,7 +79,17 @@ def fitted(clear_target: Target, tmp_path_factory: pytest.TempPathFactory) -> tu
     chosen = settings(epochs=20.0, learning_rate=3e-3, rows_per_step=4, save_steps=200)
     drafter = new_drafter(clear_target, chosen)
     work = tmp_path_factory.mktemp("fitted")
-    train(clear_target, drafter, rows(100), rows(8, 1), chosen.training, work, lambda m, s: log.append((m, s)), print)
+    train(
+        clear_target,
+        drafter,
+        rows(100),
+        rows(8, 1),
+        chosen.training,
+        work,
+        work,
+        lambda m, s: log.append((m, s)),
+        print,
+    )
     return drafter, log
 
 
@@ -91,8 +105,9 @@ def test_it_learns_what_can_be_known(fitted: tuple[Drafter, Log]) -> None:
 def test_heads_draft_the_tokens_behind_the_newest(clear_target: Target, fitted: tuple[Drafter, Log]) -> None:
     """Of the answer 15 16 17 18 ..., after reading up to 17 (the newest is 18), 19 and 20 are to be drafted."""
     ids = torch.tensor([[50, 60, 70, 14, 15, 16, 17]])
-    hidden = clear_target.forward(ids).hidden[0, -1]
-    assert fitted[0].propose(hidden, 2).token_ids.tolist() == [19, 20]
+    state = DraftState()
+    state.observe(torch.tensor([60, 70, 14, 15, 16, 17, 18]), clear_target.forward(ids).hidden[0], None)
+    assert fitted[0].propose(state, 2).token_ids.tolist() == [19, 20]
 
 
 def test_every_setting_reaches_the_trainer(target: Target, tmp_path: Path) -> None:
@@ -107,7 +122,9 @@ def test_every_setting_reaches_the_trainer(target: Target, tmp_path: Path) -> No
         dtype="bfloat16",
         seed=9,
     ).training
-    made = _trainer(target, new_drafter(target, settings()), rows(40), rows(8), chosen, tmp_path, print, print)
+    made = _trainer(
+        target, new_drafter(target, settings()), compute_features, rows(40), rows(8), chosen, tmp_path, print, print
+    )
     arguments = made.args
     assert arguments.max_steps == 3 * -(-len(rows(40)) // 2)
     assert arguments.warmup_steps == arguments.max_steps // 2
@@ -172,7 +189,7 @@ def test_the_best_checkpoint_wins(target: Target, tmp_path: Path, monkeypatch: p
     from specdec.training import trainer
 
     lengths = iter([1.2, 1.9, 1.1, 1.1, 1.1, 1.1])
-    monkeypatch.setattr(trainer, "validate", lambda *_: {"loss": 0.0, "acceptance_length": next(lengths)})
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"acceptance_length": next(lengths)})
     drafter, _ = fit(target, tmp_path, settings(epochs=3.0))
     best = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in drafter.state_dict().items())
@@ -190,11 +207,123 @@ def test_a_torn_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert last_complete(tmp_path / "nothing", said.append) is None
 
 
+METHODS = {
+    "medusa": medusa_settings,
+    "eagle": lambda **training: eagle_settings({"input_noise": 0.1}, **training),
+    "eagle3": eagle3_settings,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cutting_a_step_up_changes_nothing(target: Target, tmp_path: Path, method: str) -> None:
+    """Passes of one row and of two: their answers have unlike lengths, so means of means would differ."""
+    results = []
+    for name, rows_per_pass in (("whole", 4), ("cut", 1)):
+        chosen = METHODS[method](epochs=1.0, rows_per_step=4, rows_per_pass=rows_per_pass, save_steps=99)
+        drafter = new_drafter(target, chosen)
+        if method == "eagle":
+            drafter._noise = 0.0  # type: ignore[assignment]
+        uneven = pack([Sequence(np.arange(6, 6 + n), np.arange(n) >= 4) for n in range(40, 56)], 64, 0)
+        train(target, drafter, uneven, rows(2), chosen.training, tmp_path / name, tmp_path, lambda *_: None, print)
+        results.append(drafter.state_dict())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", ["online", "cached"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_to_the_same_bits(target: Target, tmp_path: Path, method: str, features: str) -> None:
+    """Stopped by an error in a step, in a run with noise: the same weights as without it."""
+
+    class Stop(Exception):
+        pass
+
+    def run(work: Path, stop_at: int | None) -> None:
+        chosen = METHODS[method](epochs=2.0, save_steps=4, features=features, cache_dtype="bfloat16")
+        torch.manual_seed(1)
+        drafter = new_drafter(target, chosen)
+        inner, taken = drafter.loss, []
+
+        def loss(*arguments: Any, **keywords: Any) -> Any:
+            taken.append(1)
+            if len(taken) == stop_at:
+                raise Stop
+            return inner(*arguments, **keywords)
+
+        drafter.loss = loss  # type: ignore[method-assign]
+        train(target, drafter, rows(40), rows(4, 1), chosen.training, work, work, lambda *_: None, print)
+
+    run(tmp_path / "whole", None)
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", 9)
+    run(tmp_path / "cut", None)
+    whole, cut = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_an_epoch_sees_every_row_once() -> None:
+    made = rows(40)
+    order = Schedule(made, 4, 3 * -(-len(made) // 4), 5)._order
+    whole = -(-len(made) // 4) * 4
+    for epoch in range(3):
+        part = order[epoch * whole : (epoch + 1) * whole]
+        assert sorted(part[: len(made)]) == list(range(len(made)))
+        assert part[len(made) :] == part[: whole - len(made)]
+    assert order[:whole] != order[whole : 2 * whole]
+
+
+def test_early_stopping_ends_a_run_for_good(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec.training import trainer
+
+    lengths = iter([1.2, 1.9, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"acceptance_length": next(lengths)})
+    chosen = settings(epochs=9.0, early_stopping=2)
+    drafter, result = fit(target, tmp_path, chosen)
+    assert result.steps == 16
+    best = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in drafter.state_dict().items())
+    again, same = fit(target, tmp_path, chosen)
+    assert same.steps == 16
+    assert all(torch.equal(tensor, best[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_warm_start_goes_on_from_another_drafter(target: Target, tmp_path: Path) -> None:
+    first, _ = fit(target, tmp_path / "first", settings(epochs=4.0))
+    first.save_pretrained(tmp_path / "champion")
+    chosen = settings(epochs=1.0, learning_rate=1e-9, warm_start=str(tmp_path / "champion"))
+    second, _ = fit(target, tmp_path / "second", chosen)
+    for name, tensor in second.state_dict().items():
+        torch.testing.assert_close(tensor, first.state_dict()[name], rtol=1e-4, atol=1e-6)
+    other = medusa_settings(num_layers=2, warm_start=str(tmp_path / "champion"))
+    with pytest.raises(ModelError, match=r"warm_start: the config.json of .*champion has another num_hidden_layers"):
+        fit(target, tmp_path / "third", other)
+    with pytest.raises(ModelError, match="champion is a medusa drafter, and this is eagle3"):
+        fit(target, tmp_path / "fourth", eagle3_settings(warm_start=str(tmp_path / "champion")))
+
+
+def test_states_that_are_not_finite_name_their_rows(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **keywords: Any) -> Features:
+        features = compute_features(*arguments, **keywords)
+        features.hidden[1, 3] = float("nan")
+        return features
+
+    monkeypatch.setattr(importlib.import_module("specdec.training.train"), "compute_features", broken)
+    with pytest.raises(ModelError, match=r"states are not finite in step 1, in 1 packed rows .*tokens \[\d+, \d+"):
+        fit(target, tmp_path, settings())
+
+
+def test_what_a_step_cannot_be_cut_into_is_refused(target: Target, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rows_per_step is 4, no multiple of rows_per_pass 3 x 1 processes"):
+        fit(target, tmp_path, settings(rows_per_step=4, rows_per_pass=3))
+
+
 def test_rows_without_an_answer_are_refused(target: Target, tmp_path: Path) -> None:
     mute = pack([Sequence(np.arange(6, 20), np.zeros(14, bool))], 32, 0)
     drafter = new_drafter(target, settings())
     with pytest.raises(DataError, match="no training row has an answer"):
-        train(target, drafter, mute, rows(2), settings().training, tmp_path, lambda *_: None, print)
+        train(target, drafter, mute, rows(2), settings().training, tmp_path, tmp_path, lambda *_: None, print)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(target: Target, tmp_path: Path) -> None:

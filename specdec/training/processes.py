@@ -1,0 +1,48 @@
+"""One training in several processes (`torchrun`, `accelerate launch`): who writes, and sums over all of them."""
+
+import os
+import sys
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed
+
+
+def state() -> PartialState:
+    """This process among the others; the first call joins them."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def is_main() -> bool:
+    """Whether this process writes files and figures."""
+    return bool(state().is_main_process)
+
+
+def share(count: int) -> range:
+    """The items, of `count`, that this process looks at."""
+    own = state()
+    return range(own.process_index, count, own.num_processes)
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The same on every process."""
+    if not distributed.is_initialized():
+        return value
+    total = value.detach().clone().to(state().device)
+    distributed.all_reduce(total)
+    return total.to(value.device)
+
+
+def training_device() -> torch.device:
+    """Where this process trains: its own GPU, or the CPU."""
+    return torch.device(state().device)
+
+
+def launch_processes(arguments: list[str], processes: int | None) -> None:
+    """Becomes `torchrun` over `processes` when they are asked for and nobody has started them yet.
+
+    arguments: what each process runs, behind `python`.
+    """
+    if processes and processes > 1 and "LOCAL_RANK" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        os.execv(sys.executable, [sys.executable, *launcher, *arguments])

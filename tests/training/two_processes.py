@@ -1,0 +1,35 @@
+"""Trains a few steps; run under `torchrun` by test_processes.py, which compares the weights."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from specdec.drafters import new_drafter
+from specdec.targets import Target
+from specdec.training import train
+from specdec.training.processes import is_main, training_device
+from tests.settings import eagle3_settings
+from tests.training.test_train import rows
+
+
+def run(base: str, out: Path, rows_per_pass: int) -> None:
+    """Writes the last weights and the validation figures of eight steps of four rows."""
+    target = Target.from_pretrained(base, device=str(training_device()))
+    chosen = eagle3_settings(epochs=3.0, rows_per_step=4, rows_per_pass=rows_per_pass, save_steps=6)
+    torch.manual_seed(2)
+    drafter = new_drafter(target, chosen)
+    said: list[dict[str, float]] = []
+    result = train(
+        target, drafter, rows(30), rows(7, 1), chosen.training, out, out, lambda m, _s: said.append(m), lambda _: None
+    )
+    if is_main():
+        drafter.save_pretrained(out / "drafter")
+        (out / "figures.json").write_text(json.dumps({"result": result.metrics, "told": len(said)}))
+    else:
+        assert not said
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
