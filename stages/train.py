@@ -17,7 +17,7 @@ from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_js
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
 from specdec.training import TrainingResult, train
-from specdec.training.processes import is_main, launch_processes, training_device
+from specdec.training.processes import base_device, is_main, launch_processes
 from specdec.training.rows import count_answer_tokens, pack_rows
 from stages import drafter_name, run, say
 
@@ -32,7 +32,7 @@ def main() -> None:
     launch_processes(["-m", "stages.train", name], Environment.read().processes)
     settings = params.drafters[name]
     training = settings.training
-    target = Target.from_pretrained("models/base", dtype=training.dtype, device=str(training_device()))
+    target = Target.from_pretrained("models/base", dtype=training.dtype, device=base_device(training.shard_base))
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
     drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
     provenance = _provenance(settings, target)

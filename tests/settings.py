@@ -24,6 +24,7 @@ def training(**changes: Any) -> dict[str, Any]:
         "cache_dtype": "float32",
         "cache_limit_gb": 1.0,
         "gradient_checkpointing": False,
+        "shard_base": False,
         "dtype": "float32",
         "seed": 0,
     }

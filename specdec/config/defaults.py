@@ -54,6 +54,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "cache_dtype": "bfloat16",
     "cache_limit_gb": 100.0,
     "gradient_checkpointing": False,
+    "shard_base": False,
     "dtype": "float32",
     "seed": 0,
 }

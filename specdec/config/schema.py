@@ -217,6 +217,7 @@ class TrainingSettings(Section):
     cache_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = Field(description="of cached features")
     cache_limit_gb: float = Field(gt=0, description="cached features may not be larger")
     gradient_checkpointing: bool = Field(description="recompute draft positions in the backward pass: less memory")
+    shard_base: bool = Field(description="spread the base's layers over the processes (FSDP)")
     dtype: DType = Field(description="of the frozen base; drafters train in float32 weights")
     seed: int = Field(ge=0)
 

@@ -164,10 +164,14 @@ class Eagle3(Unrolled):
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:
-    """Low, middle and high, always distinct: (2, L/2, L-3) where the base is deep enough, as vLLM's default is."""
-    if num_layers >= 8:
-        return (2, num_layers // 2, num_layers - 3)
-    return tuple(sorted({max(0, num_layers - 2), num_layers - 1, num_layers})) if num_layers > 1 else (0, 1)
+    """Low, middle and high, always distinct: (2, L/2, L) where the base is deep enough.
+
+    High is the last layer, before the final norm: the state that already knows the next token.
+    """
+    if num_layers == 1:
+        return (0, 1)
+    low = min(2, num_layers - 2)
+    return (low, max(low + 1, min(num_layers // 2, num_layers - 1)), num_layers)
 
 
 def _aux_layers(target: Target, chosen: list[int] | None) -> tuple[int, ...]:

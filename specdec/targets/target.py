@@ -48,7 +48,7 @@ class Target:
             raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
         text = model.config.get_text_config()
         self.text_config = text
-        self._layers = _decoder_layers(self._body, text.num_hidden_layers, name)
+        self.decoder_layers = _decoder_layers(self._body, text.num_hidden_layers, name)
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
         self.vocab_size: int = self._head.weight.shape[0]
@@ -135,7 +135,7 @@ class Target:
         positions[B, T]: restart at 0 for every document of a packed row (no cache then): documents do not see
         each other. layers: i is the output of decoder layer i-1, before the final norm (0: the embeddings).
         """
-        with _Listening(self._layers, layers) as heard:
+        with _Listening(self.decoder_layers, layers) as heard:
             output = self._body(
                 input_ids=token_ids,
                 position_ids=positions,
@@ -173,11 +173,11 @@ class _Listening:
     """Keeps the outputs of some decoder layers of one pass, as a mapping from index to [B, T, H]."""
 
     def __init__(self, modules: torch.nn.ModuleList, layers: tuple[int, ...]):
-        self._modules, self._layers = modules, layers
+        self._modules, self._wanted = modules, layers
         self._heard: dict[int, Tensor] = {}
 
     def __enter__(self) -> dict[int, Tensor]:
-        self._hooks = [self._hook(i) for i in self._layers]
+        self._hooks = [self._hook(i) for i in self._wanted]
         return self._heard
 
     def __exit__(self, *_: object) -> None:

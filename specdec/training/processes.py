@@ -6,6 +6,9 @@ import sys
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
+from torch.distributed.fsdp import fully_shard
+
+from specdec.targets import Target
 
 
 def state() -> PartialState:
@@ -36,6 +39,23 @@ def sum_over_processes(value: Tensor) -> Tensor:
 def training_device() -> torch.device:
     """Where this process trains: its own GPU, or the CPU."""
     return torch.device(state().device)
+
+
+def shard_base(target: Target) -> None:
+    """Spreads the base's decoder layers over the processes (FSDP2): each is gathered while it runs.
+
+    Embedding, final norm and output layer stay whole everywhere, since the losses read them. Load the base onto the
+    CPU first (`base_device`): no GPU then ever holds all of it.
+    """
+    if state().num_processes > 1:
+        for layer in target.decoder_layers:
+            fully_shard(layer)
+    target.model.to(training_device())
+
+
+def base_device(sharded: bool) -> str:
+    """Where the base is loaded to."""
+    return "cpu" if sharded else str(training_device())
 
 
 def launch_processes(arguments: list[str], processes: int | None) -> None:

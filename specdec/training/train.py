@@ -19,7 +19,7 @@ from specdec.targets import Target
 from specdec.training.cache import FeatureCache
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
 from specdec.training.features import FeatureSource, compute_features
-from specdec.training.processes import is_main, state
+from specdec.training.processes import is_main, shard_base, state
 from specdec.training.trainer import DrafterTrainer, LogFunction, Schedule, validate
 
 LOG_STEPS = 10  # at most: a short run logs ten times
@@ -59,6 +59,8 @@ def train(
     if isinstance(drafter, Unrolled):
         drafter.checkpointing = settings.gradient_checkpointing
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")
+    if settings.shard_base:
+        shard_base(target)
     features_of = _feature_source(target, drafter, [*train_rows, *validation_rows], settings, cache, say)
     trainer = _trainer(target, drafter, features_of, train_rows, validation_rows, settings, work, on_log, say)
     finished = work / FINISHED

@@ -14,10 +14,12 @@ from tests.settings import eagle3_settings
 from tests.training.test_train import rows
 
 
-def run(base: str, out: Path, rows_per_pass: int) -> None:
+def run(base: str, out: Path, rows_per_pass: int, sharded: bool) -> None:
     """Writes the last weights and the validation figures of eight steps of four rows."""
     target = Target.from_pretrained(base, device=str(training_device()))
-    chosen = eagle3_settings(epochs=3.0, rows_per_step=4, rows_per_pass=rows_per_pass, save_steps=6)
+    chosen = eagle3_settings(
+        epochs=3.0, rows_per_step=4, rows_per_pass=rows_per_pass, save_steps=6, shard_base=sharded
+    )
     torch.manual_seed(2)
     drafter = new_drafter(target, chosen)
     said: list[dict[str, float]] = []
@@ -32,4 +34,4 @@ def run(base: str, out: Path, rows_per_pass: int) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sharded=True)
