@@ -160,8 +160,9 @@ def train(
         "draft_tokens": draft_tokens,
         "unroll_steps": unroll_steps,
         "draft_vocab_size": draft_vocab_size,
-        "num_heads": medusa_num_heads,
-        "num_layers": eagle_num_layers if mode == "eagle" else medusa_num_layers,
+        "medusa_num_heads": medusa_num_heads,
+        "medusa_num_layers": medusa_num_layers,
+        "eagle_num_layers": eagle_num_layers,
     }
     training = {
         "epochs": num_epochs,

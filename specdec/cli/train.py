@@ -5,8 +5,9 @@ interruption, and it is removed at the end. The drafter itself appears whole, at
 """
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,21 @@ from specdec.config import Environment, TrainingSettings, validated
 from specdec.config.defaults import METHOD_DEFAULTS, TRAINING_DEFAULTS
 from specdec.config.schema import DRAFTER_SECTIONS
 from specdec.errors import ConfigError, DataError
-from specdec.io import read_jsonl, sha256_file, sha256_json
+from specdec.io import sha256_file, sha256_json
 
 Say = Callable[[str], None]
+
+# Options that have their method in their name -> the setting.
+_OWN_NAMES = {
+    "medusa": {"medusa_num_heads": "num_heads", "medusa_num_layers": "num_layers"},
+    "eagle": {"eagle_num_layers": "num_layers"},
+    "eagle3": {},
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for. own, training: settings that differ from the defaults.
+    """What the command line asks for. own: options of methods; training: settings. Both as far as they are given.
 
     eval_data: conversations for validation; None holds some of `data` back, by a hash of their first question.
     """
@@ -44,27 +52,27 @@ def train_drafter(request: Request, say: Say) -> None:
     training: TrainingSettings = settings.training
     _check_files(request)
 
+    from transformers import set_seed
+
     from specdec.drafters import new_drafter
     from specdec.training import train
-    from specdec.training.processes import is_main, launch_processes, training_device
+    from specdec.training.processes import base_device, is_main, launch_processes
     from specdec.training.rows import count_answer_tokens, pack_rows
 
     launch_processes(request.command, Environment.read().processes)
     tell: Say = say if is_main() else lambda _line: None
-    target = _load_base(request.model, training.dtype, str(training_device()), tell)
+    target = _load_base(request.model, training.dtype, base_device(training.shard_base), tell)
     rows = {
-        split: pack_rows(found, str(request.data), split, training.max_length, target, tell)
-        for split, found in _splits(request, target, tell).items()
+        split: pack_rows(found, file, split, training.max_length, target, tell)
+        for split, (file, found) in _splits(request, target, tell).items()
     }
-    drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
-    provenance = {
-        "base": target.identity.as_dict(),
-        "data": {"file": request.data.name, "sha256": sha256_file(request.data)},
-        "settings": settings.model_dump(),
-    }
+    counts = count_answer_tokens(rows["train"], target.vocab_size)
+    _check_draft_vocabulary(request, counts)
+    set_seed(training.seed)
+    drafter = new_drafter(target, settings, counts)
+    provenance = {"base": target.identity.as_dict(), "data": _data(request), "settings": settings.model_dump()}
     root = request.output.with_name(f"{request.output.name}.work")
-    work = root / sha256_json([provenance, request.eval_share, str(request.eval_data)])[:16]
-    work.mkdir(parents=True, exist_ok=True)
+    work = root / sha256_json([provenance, _weights_hash(training.warm_start)])[:16]
     result = train(
         target,
         drafter,
@@ -86,15 +94,14 @@ def train_drafter(request: Request, say: Say) -> None:
 def _settings(request: Request) -> Any:
     if request.mode not in METHOD_DEFAULTS:
         raise ConfigError(f"--mode {request.mode!r}: choose one of {', '.join(METHOD_DEFAULTS)}")
-    defaults = METHOD_DEFAULTS[request.mode]
-    unknown = sorted(request.own.keys() - defaults.keys())
+    defaults, names = METHOD_DEFAULTS[request.mode], _OWN_NAMES[request.mode]
+    own = {names.get(name, name): value for name, value in request.own.items()}
+    unknown = sorted(own.keys() - defaults.keys())
     if unknown:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise ConfigError(f"{options}: not an option of --mode {request.mode}")
     training = {**TRAINING_DEFAULTS, **request.training}
-    return validated(
-        DRAFTER_SECTIONS[request.mode], {**defaults, **request.own, "training": training}, "command line"
-    )
+    return validated(DRAFTER_SECTIONS[request.mode], {**defaults, **own, "training": training}, "command line")
 
 
 def _check_files(request: Request) -> None:
@@ -115,22 +122,47 @@ def _load_base(model: str, dtype: str, device: str, say: Say) -> Any:
     return Target.from_pretrained(base_folder(model), dtype=dtype, device=device)
 
 
-def _splits(request: Request, target: Any, say: Say) -> dict[str, list[dict[str, Any]]]:
-    rows = _read(request.data, target, say)
+def _data(request: Request) -> dict[str, Any]:
+    """What the rows of both splits come from."""
+    files = {"train": request.data, "validation": request.eval_data}
+    found: dict[str, Any] = {split: {"file": f.name, "sha256": sha256_file(f)} for split, f in files.items() if f}
+    return {"validation": {"share": request.eval_share}, **found}
+
+
+def _weights_hash(drafter: str | None) -> str | None:
+    weights = Path(drafter or "", "model.safetensors")
+    return sha256_file(weights) if drafter and weights.is_file() else None
+
+
+def _check_draft_vocabulary(request: Request, counts: Any) -> None:
+    size, seen = request.own.get("draft_vocab_size"), int((counts > 0).sum())
+    if size and seen < size < len(counts):
+        raise ConfigError(
+            f"--draft-vocab-size {size}: the answers of {request.data} hold {seen} different tokens only: "
+            f"ask for {seen} at most, or leave it out"
+        )
+
+
+def _splits(request: Request, target: Any, say: Say) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """{split: (its file, rows)}."""
+    file, rows = str(request.data), _read(request.data, target, say)
     if request.eval_data:
-        return {"train": rows, "validation": _read(request.eval_data, target, say)}
+        found = _read(request.eval_data, target, say)
+        return {"train": (file, rows), "validation": (str(request.eval_data), found)}
     split: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for row in rows:
-        place = int(hashlib.sha256(_first_question(row).encode()).hexdigest()[:12], 16) / 16**12
+        place = int(hashlib.sha256(_opening(row).encode(errors="surrogatepass")).hexdigest()[:12], 16) / 16**12
         split["validation" if place < request.eval_share else "train"].append(row)
-    for name, found in split.items():
-        if not found:
-            raise DataError(f"{request.data}: its {len(rows)} conversations leave none for {name}: name --eval-data")
-    return split
+    for name, part in split.items():
+        if not part:
+            raise DataError(f"{file}: its {len(rows)} conversations leave none for {name}: name --eval-data")
+    return {name: (file, part) for name, part in split.items()}
 
 
-def _first_question(row: dict[str, Any]) -> str:
-    return next((m["content"] for m in row["messages"] if m["role"] == "user"), "")
+def _opening(row: dict[str, Any]) -> str:
+    """What decides the split: conversations that begin with the same question sit on one side."""
+    asked = (m["content"] for m in row.get("messages") or [] if m["role"] == "user")
+    return next(asked, json.dumps(row["segments"][0]["prompt_token_ids"]))
 
 
 def _read(file: Path, target: Any, say: Say) -> list[dict[str, Any]]:
@@ -139,13 +171,63 @@ def _read(file: Path, target: Any, say: Say) -> list[dict[str, Any]]:
     from specdec.data.rendering import render
 
     if _has_segments(file):
-        return list(read_jsonl(file))
+        return list(_token_rows(file))
     count = RowCount()
     rows = list(render(target.tokenizer, read_conversations(file, count), target.stop_ids))
-    say(f"{file}: {count.rows} rows, {len(rows)} conversations with answers, rendered by the chat template")
+    bad = ", ".join(f"{n} x {kind}" for kind, n in count.bad.most_common())
+    left = f" ({bad})" if bad else ""
+    if not rows:
+        raise DataError(
+            f"{file} has no answers in its {count.rows} rows{left}: let the base give some with `specdec synthesize`"
+        )
+    say(f"{file}: {count.rows} rows{left}, {len(rows)} conversations with answers, rendered by the chat template")
     return rows
 
 
 def _has_segments(file: Path) -> bool:
-    with file.open() as lines:
-        return '"segments"' in lines.readline()
+    """Whether the first row has token ids."""
+    from specdec.data.conversations import BadRow, load_row
+    from specdec.data.rows import read_rows
+
+    first = next((row for _, row in read_rows(file)), b"")
+    try:
+        return "segments" in load_row(first)
+    except BadRow:
+        return False
+
+
+def _token_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows that have an answer. Raises DataError for one that `specdec synthesize` could not have written."""
+    from specdec.data.conversations import BadRow, load_row
+    from specdec.data.rows import read_rows
+
+    for number, line in read_rows(file):
+        try:
+            row = load_row(line)
+        except BadRow as error:
+            raise DataError(f"{file}: row {number} is {error}: it is cut short or damaged, make it again") from None
+        if not _is_token_row(row):
+            raise DataError(f"{file}: row {number} has no `segments` of token ids, as the first has: make it again")
+        if row["segments"]:
+            yield row
+
+
+def _is_token_row(row: dict[str, Any]) -> bool:
+    segments, messages = row.get("segments"), row.get("messages") or []
+    parts = ("prompt_token_ids", "token_ids")
+    return (
+        isinstance(segments, list)
+        and all(isinstance(s, dict) and all(_are_ids(s.get(part)) for part in parts) for s in segments)
+        and isinstance(messages, list)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+        and all(isinstance(m["content"], str) for m in messages)
+    )
+
+
+def _are_ids(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and {*map(type, value)} <= {int}
+        and min(value, default=0) >= 0
+        and max(value, default=0) < 2**31
+    )

@@ -7,6 +7,8 @@ template makes of the text, up to and with the token that ends it.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jinja2 import TemplateError
+
 from specdec.data.conversations import Conversation
 from specdec.data.prompts import prompt_ids
 
@@ -27,9 +29,15 @@ def render(
 
 
 def _segment(tokenizer: Any, messages: list[dict[str, str]], stop_ids: frozenset[int]) -> dict[str, Any] | None:
-    """The last turn of `messages`; None where the template does not write it behind the prompt that asks for it."""
-    prompt = prompt_ids(tokenizer, messages[:-1])
-    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    """The last turn of `messages`; None where the template does not write it behind the prompt that asks for it, or
+    refuses the conversation (some take no system turn)."""
+    try:
+        prompt = prompt_ids(tokenizer, messages[:-1])
+        whole = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
+        )["input_ids"]
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        return None
     if list(whole[: len(prompt)]) != prompt:
         return None
     answer = list(whole[len(prompt) :])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from specdec.config import METHOD_SECTIONS, validated
 from specdec.config.defaults import METHOD_DEFAULTS
 from specdec.drafters import Drafter, Features, load_drafter, new_drafter
+from specdec.drafters.interface import load_checkpoint
 from specdec.errors import ConfigError
 from specdec.targets import Target
 
@@ -32,7 +33,7 @@ class Attached(nn.Module):
         labels[B, T]: the token itself where the base answered it, -100 elsewhere; None: all are answers.
         attention_mask[B, T]: 0 on padding. One conversation a row.
         """
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         positions = (attended.cumsum(1) - 1).clamp(min=0)
         answers = attended.bool() if labels is None else (labels != -100) & attended.bool()
         target = self.drafter.target
@@ -53,8 +54,11 @@ class Attached(nn.Module):
     ) -> "Attached":
         """A saved drafter on its base again. Raises ModelError for another base, unless `force`."""
         target = Target.from_model(model, tokenizer)
-        drafter = load_drafter(folder, target, force)
-        return cls(drafter.float().requires_grad_(True).train())
+        checked = load_drafter(folder, target, force)  # in the base's data type, which may have fewer bits
+        config, tensors, _ = load_checkpoint(Path(folder))
+        drafter = type(checked).from_checkpoint(target, config, tensors).to(target.device)
+        drafter.draft_tokens = checked.draft_tokens
+        return cls(drafter.train())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Attached":
         self.drafter.target.model._apply(fn)  # .to() takes the base along
