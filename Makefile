@@ -38,6 +38,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.training eagle3
+	$(BIN)/python -m benchmarks.training medusa
 	$(BIN)/python -m benchmarks.prompts
 	$(BIN)/python -m benchmarks.synthesis throughput
 	$(BIN)/python -m benchmarks.synthesis memory

@@ -34,6 +34,7 @@ def main() -> None:
     training = settings.training
     target = Target.from_pretrained("models/base", dtype=training.dtype, device=base_device(training.shard_base))
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
+    torch.manual_seed(training.seed)  # of the weights that do not start from the base
     drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
     provenance = _provenance(settings, target)
     work = _work_folder(name, provenance)

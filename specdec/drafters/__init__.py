@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from specdec.config import METHOD_SECTIONS
 from specdec.drafters.eagle import Eagle
 from specdec.drafters.eagle3 import Eagle3
 from specdec.drafters.interface import (
@@ -27,11 +28,13 @@ METHODS: dict[str, type[Drafter]] = {method.method: method for method in (Medusa
 
 def new_drafter(target: Target, settings: Any, token_counts: Tensor | None = None) -> Drafter:
     """A fresh drafter of `settings.method` for this target; token_counts[V] for a draft vocabulary."""
-    return METHODS[settings.method].from_config(target, settings, token_counts)
+    drafter = METHODS[settings.method].from_config(target, settings, token_counts)
+    drafter.trained_as = settings.model_dump(include=set(METHOD_SECTIONS[settings.method].model_fields))
+    return drafter
 
 
-def load_drafter(folder: Path | str, target: Target, force: bool = False) -> Drafter:
-    """A trained drafter, on the target's device and in its data type.
+def load_drafter(folder: Path | str, target: Target, force: bool = False, trainable: bool = False) -> Drafter:
+    """A trained drafter, on the target's device and in its data type; `trainable`: in float32, to be trained further.
 
     Raises ModelError when the folder is none, or was trained on another base (unless `force`).
     """
@@ -42,8 +45,13 @@ def load_drafter(folder: Path | str, target: Target, force: bool = False) -> Dra
         raise ModelError(f"{folder} is a {method!r} drafter: this version knows {', '.join(METHODS)}")
     if not force:
         check_identity(folder, provenance, target)
-    drafter = METHODS[method].from_checkpoint(target, config, tensors)
+    trained_as = provenance.get("trained_as")
+    settings = METHOD_SECTIONS[method].model_validate(trained_as) if trained_as else None
+    drafter = METHODS[method].from_checkpoint(target, config, tensors, settings)
     drafter.draft_tokens = provenance.get("draft_tokens", drafter.draft_tokens)
+    drafter.trained_as = trained_as
+    if trainable:
+        return drafter.to(target.device).train()
     return drafter.to(target.device, target.dtype).eval().requires_grad_(False)
 
 

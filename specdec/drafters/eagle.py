@@ -74,9 +74,11 @@ class Eagle(Unrolled):
         self.fc.weight[:, width:].add_(torch.eye(width))
 
     @classmethod
-    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: EagleMethod | None = None
+    ) -> Self:
         try:
-            drafter = cls(target, config)
+            drafter = cls(target, config, settings)
         except KeyError as error:
             raise ModelError(f"config.json describes no EAGLE drafter: {error.args[0]} is missing") from None
         check_tensors("EAGLE", drafter.state_dict(), tensors)

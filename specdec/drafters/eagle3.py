@@ -117,9 +117,11 @@ class Eagle3(Unrolled):
         return self._vocabulary
 
     @classmethod
-    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: Eagle3Method | None = None
+    ) -> Self:
         try:
-            drafter = cls(target, config)
+            drafter = cls(target, config, settings)
         except KeyError as error:
             raise ModelError(f"config.json describes no EAGLE-3 drafter: {error.args[0]} is missing") from None
         check_tensors("EAGLE-3", drafter.state_dict(), tensors)

@@ -6,7 +6,7 @@ known and for which the base itself says q. Four losses (row by row, then a mean
     cross_entropy   -log p[label]                                            hard labels
     kl              sum q (log q - log p) over the draft vocabulary          distillation (forward KL)
     overlap         -log a,  a = sum min(p, q)                               a is the chance that a sampled draft is
-    hybrid          w kl + (1 - w) (1 - a),  w = exp(-3 a)                   accepted (Leviathan et al., 2023)
+    hybrid          w kl + (1 - w) (1 - a),  w = exp(-3 a), a constant       accepted (Leviathan et al., 2023)
 
 The last two are after "LK losses" (2026). q is never renormalised: what the base says outside the draft vocabulary
 counts as missed. All gradients with respect to logits have a closed form, so they are taken in the forward pass,
@@ -89,9 +89,9 @@ class _HeadLoss(Function):
         with torch.autocast(device, enabled=False):
             states = [s.to(dtype) for s in tensors[:count]]
             weights = [w.to(dtype) for w in tensors[count:]]
+            exact = torch.promote_types(dtype, torch.float32)  # a mean's gradients are too small for float16
             grads = [
-                torch.zeros_like(t, dtype=torch.float32 if i >= count else dtype) if need else None
-                for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
+                torch.zeros_like(t, dtype=exact) if need else None for t, need in zip(tensors, needs, strict=True)
             ]
             _start(job, states)
             factors = job.factors.tolist()
@@ -108,7 +108,7 @@ class _HeadLoss(Function):
                         continue
                     gradient, factor = gradient.to(dtype), factors[k] * job.scale
                     if (to_states := grads[k]) is not None:
-                        torch.mm(gradient, weight, out=to_states[first:last]).mul_(factor)
+                        _set_product(to_states[first:last], gradient, weight, factor)
                     if (to_weight := grads[count + layer[k]]) is not None:
                         _add_product(to_weight, gradient, part, factor)
             total: Tensor = (job.factors * job.sums["loss"]).sum()
@@ -148,6 +148,15 @@ class _Scratch:
 
     def second(self, logits: Tensor) -> Tensor:
         return self._pair[1][: len(logits)]
+
+
+def _set_product(out: Tensor, gradient: Tensor, weight: Tensor, factor: float) -> None:
+    """out[n, H] = factor * gradient[n, Vd] @ weight[Vd, H]."""
+    if gradient.dtype is out.dtype:
+        torch.mm(gradient, weight, out=out)
+    else:
+        out.copy_(gradient @ weight)
+    out.mul_(factor)
 
 
 def _add_product(total: Tensor, gradient: Tensor, part: Tensor, factor: float) -> None:

@@ -127,6 +127,7 @@ class Drafter(nn.Module, ABC):
     target: Target  # frozen, and no part of the drafter's weights
     aux_layers: tuple[int, ...] = ()  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
     draft_tokens: int  # the chain that `propose` gives when the budget allows
+    trained_as: dict[str, Any] | None = None  # the method's settings
 
     @classmethod
     @abstractmethod
@@ -138,8 +139,14 @@ class Drafter(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        """The drafter that `config.json` and the tensors describe. Raises ModelError on missing or wrong ones."""
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: Any = None
+    ) -> Self:
+        """The drafter that `config.json` and the tensors describe.
+
+        settings: as in `from_config`, where it is to be trained further.
+        Raises ModelError on missing or wrong tensors.
+        """
 
     @abstractmethod
     def checkpoint_config(self) -> dict[str, Any]:
@@ -179,6 +186,7 @@ class Drafter(nn.Module, ABC):
                 "method": self.method,
                 "specdec": specdec.__version__,
                 "draft_tokens": self.draft_tokens,
+                "trained_as": self.trained_as,
                 "base": self.target.identity.as_dict(),
                 **(provenance or {}),
             }

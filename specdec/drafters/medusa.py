@@ -75,7 +75,9 @@ class Medusa(Drafter):
         return heads
 
     @classmethod
-    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: MedusaMethod | None = None
+    ) -> Self:
         sizes = [config.get(k) for k in ("hidden_size", "vocab_size", "num_heads", "num_hidden_layers")]
         if config.get("model_type") != "medusa" or not all(isinstance(size, int) for size in sizes):
             raise ModelError(f"config.json describes no Medusa heads: model_type is {config.get('model_type')!r}")
@@ -84,7 +86,8 @@ class Medusa(Drafter):
                 f"config.json describes heads of {sizes[0]} x {sizes[1]}, and {target.name} has "
                 f"{target.hidden_size} x {target.vocab_size} (hidden_size x vocab_size)"
             )
-        heads = cls(target, config["num_heads"], config["num_hidden_layers"], bool(config.get("original_lm_head")))
+        shared = bool(config.get("original_lm_head"))
+        heads = cls(target, config["num_heads"], config["num_hidden_layers"], shared, settings)
         check_tensors("Medusa", heads.state_dict(), tensors)
         heads.load_state_dict(tensors)
         return heads

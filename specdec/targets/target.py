@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
@@ -78,12 +80,14 @@ class Target:
 
         Raises ModelError, as `from_pretrained` does, and where neither a folder nor a tokenizer is known.
         """
-        folder = Path(getattr(model.config, "_name_or_path", "") or "")
-        known = folder.is_dir() and any(folder.glob("*.safetensors"))
-        if tokenizer is None and not known:
-            raise ModelError(f"{folder or 'the model'} is no folder with a model's files: pass its tokenizer too")
-        tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-        target = cls(model, tokenizer, identify(folder) if known else identity_of(model, tokenizer), folder.name)
+        name = getattr(model.config, "_name_or_path", "") or ""
+        folder = _files_of(name)
+        if folder is None and tokenizer is None:
+            raise ModelError(f"{name or 'the model'} is no folder with a model's files: pass its tokenizer too")
+        if folder is None:
+            target = cls(model, tokenizer, identity_of(model, tokenizer), name or type(model).__name__)
+        else:
+            target = cls(model, tokenizer or load_tokenizer(folder), identify(folder), Path(name).name)
         target.check_logits()
         return target
 
@@ -210,6 +214,18 @@ def _max_positions(text: Any) -> int:
     sets = [rope, *(found for found in rope.values() if isinstance(found, dict))]  # one set a kind of layer
     ends = [found["original_max_position_embeddings"] for found in sets if found.get("rope_type") == "longrope"]
     return min([getattr(text, "max_position_embeddings", None) or 2**31 - 1, *ends])
+
+
+def _files_of(name: str) -> Path | None:
+    """The folder that a loaded model came from: a local one, or the hub cache's."""
+    if not name:
+        return None
+    try:
+        config = Path(name) / "config.json" if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no name that the hub could have
+        return None
+    folder = Path(config).parent if isinstance(config, str | Path) else None
+    return folder if folder and any(folder.glob("*.safetensors")) else None
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from specdec.config import METHOD_SECTIONS, validated
 from specdec.config.defaults import METHOD_DEFAULTS
 from specdec.drafters import Drafter, Features, load_drafter, new_drafter
-from specdec.drafters.interface import load_checkpoint
 from specdec.errors import ConfigError
 from specdec.targets import Target
 
@@ -54,11 +53,7 @@ class Attached(nn.Module):
     ) -> "Attached":
         """A saved drafter on its base again. Raises ModelError for another base, unless `force`."""
         target = Target.from_model(model, tokenizer)
-        checked = load_drafter(folder, target, force)  # in the base's data type, which may have fewer bits
-        config, tensors, _ = load_checkpoint(Path(folder))
-        drafter = type(checked).from_checkpoint(target, config, tensors).to(target.device)
-        drafter.draft_tokens = checked.draft_tokens
-        return cls(drafter.train())
+        return cls(load_drafter(folder, target, force, trainable=True))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Attached":
         self.drafter.target.model._apply(fn)  # .to() takes the base along

@@ -53,7 +53,9 @@ def train(
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if not any(row.loss_mask.any() for row in rows):
-            raise DataError(f"no {name} row has an answer token: look at data/synthetic/ and training.max_length")
+            raise DataError(
+                f"no {name} row has an answer token within training.max_length: raise it, or look at the data"
+            )
     if settings.warm_start:
         warm_start(drafter, Path(settings.warm_start))
     if isinstance(drafter, Unrolled):
@@ -84,7 +86,7 @@ def train(
 
 def warm_start(drafter: Drafter, folder: Path) -> None:
     """Takes the weights of a trained drafter of the same method and sizes. Raises ModelError naming what differs."""
-    trained = load_drafter(folder, drafter.target)
+    trained = load_drafter(folder, drafter.target, trainable=True)
     if trained.method != drafter.method:
         raise ModelError(f"training.warm_start: {folder} is a {trained.method} drafter, and this is {drafter.method}")
     ours, theirs = drafter.checkpoint_config(), trained.checkpoint_config()

@@ -29,7 +29,9 @@ class Oracle(Drafter):
         raise AssertionError
 
     @classmethod
-    def from_checkpoint(cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: Any = None
+    ) -> Self:
         raise AssertionError
 
     def checkpoint_config(self) -> dict[str, Any]:

@@ -153,7 +153,9 @@ def last_weights(work: Path) -> dict[str, Tensor]:
     return load_file(Path(last) / "model.safetensors")
 
 
-@pytest.mark.parametrize("moment", [4, 12, 20])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(4, marks=pytest.mark.soak), 12, pytest.param(20, marks=pytest.mark.soak)]
+)
 def test_killed_and_resumed_gives_the_same_bits(
     target: Target, base_folder: Path, tmp_path: Path, moment: int
 ) -> None:
