@@ -9,7 +9,7 @@ import pytest
 
 from specdec.drafters import new_drafter
 from specdec.targets import Target
-from tests.drafters.test_medusa import SETTINGS
+from tests.settings import medusa_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def test_errors_are_one_line_and_an_exit_code(project: Path) -> None:
 
 
 def test_generate(target: Target, base_folder: Path, tmp_path: Path) -> None:
-    drafter = new_drafter(target, SETTINGS)
+    drafter = new_drafter(target, medusa_settings())
     drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
     arguments = ["generate", "hi", "--base", str(base_folder), "--drafter", str(tmp_path / "d")]
     code, _, err = specdec(tmp_path, *arguments, "--max-new-tokens", "12")
