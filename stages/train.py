@@ -17,6 +17,7 @@ from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_js
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
 from specdec.training import TrainingResult, train
+from specdec.training.code import deciding_code
 from specdec.training.processes import base_device, is_main, launch_processes
 from specdec.training.rows import count_answer_tokens, pack_rows
 from stages import drafter_name, run, say
@@ -84,19 +85,13 @@ def _warm_start(folder: str | None) -> dict[str, str]:
 def _work_folder(name: str, provenance: dict[str, object]) -> Path:
     """Where this very run keeps its checkpoints; what other settings or data left behind is removed."""
     root = Path(".specdec/train") / name
-    work = root / sha256_json([provenance, _code()])[:16]
+    work = root / sha256_json([provenance, deciding_code()])[:16]
     if is_main():
         for other in root.glob("*"):
             if other != work:
                 shutil.rmtree(other)
     work.mkdir(parents=True, exist_ok=True)
     return work
-
-
-def _code() -> list[str]:
-    """What beside the settings decides the weights: another loss must not go on from old checkpoints."""
-    files = [f for part in ("drafters", "training", "targets") for f in sorted(Path("specdec", part).glob("*.py"))]
-    return [torch.__version__, *(sha256_file(f) for f in [*files, Path("specdec/data/packing.py")])]
 
 
 def _read(file: Path) -> str | None:

@@ -20,6 +20,8 @@ from specdec.io import sha256_file, sha256_json
 
 Say = Callable[[str], None]
 
+FEATURES = "features"
+
 # Options that have their method in their name -> the setting.
 _OWN_NAMES = {
     "medusa": {"medusa_num_heads": "num_heads", "medusa_num_layers": "num_layers"},
@@ -56,6 +58,7 @@ def train_drafter(request: Request, say: Say) -> None:
 
     from specdec.drafters import new_drafter
     from specdec.training import train
+    from specdec.training.code import deciding_code
     from specdec.training.processes import base_device, is_main, launch_processes
     from specdec.training.rows import count_answer_tokens, pack_rows
 
@@ -72,7 +75,7 @@ def train_drafter(request: Request, say: Say) -> None:
     drafter = new_drafter(target, settings, counts)
     provenance = {"base": target.identity.as_dict(), "data": _data(request), "settings": settings.model_dump()}
     root = request.output.with_name(f"{request.output.name}.work")
-    work = root / sha256_json([provenance, _weights_hash(training.warm_start)])[:16]
+    work = root / sha256_json([[provenance, _weights_hash(training.warm_start)], deciding_code()])[:16]
     result = train(
         target,
         drafter,
@@ -80,15 +83,23 @@ def train_drafter(request: Request, say: Say) -> None:
         rows["validation"],
         training,
         work,
-        root / "features",
+        root / FEATURES,
         lambda _metrics, _step: None,
         tell,
     )
     if is_main():
         drafter.save_pretrained(request.output, provenance | {"validation": result.metrics})
-        shutil.rmtree(root)
+        _remove_work(root, work)
     rates = ", ".join(f"{v:.3f}" for n, v in result.metrics.items() if n.startswith("rate/"))
     tell(f"{request.output}: validation acceptance length {result.metrics['acceptance_length']:.3f}, rates {rates}")
+
+
+def _remove_work(root: Path, work: Path) -> None:
+    """Ours alone: what else lies there stays."""
+    for folder in (work, root / FEATURES):
+        shutil.rmtree(folder, ignore_errors=True)
+    if not any(root.iterdir()):
+        root.rmdir()
 
 
 def _settings(request: Request) -> Any:

@@ -5,6 +5,7 @@ into one line each, with the full path of the key). Nothing here is accepted and
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -220,6 +221,23 @@ class TrainingSettings(Section):
     shard_base: bool = Field(description="spread the base's layers over the processes (FSDP)")
     dtype: DType = Field(description="of the frozen base; drafters train in float32 weights")
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _a_sharded_base_runs_in_step(self) -> Self:
+        if self.shard_base and self.features == "cached":
+            raise ValueError(
+                "shard_base: processes write cached features each at its own pace: set features to online"
+            )
+        return self
+
+    @field_validator("warm_start")
+    @classmethod
+    def _no_output_of_this_pipeline(cls, folder: str | None) -> str | None:
+        if folder and Path(folder).parts[:2] == ("models", "drafters"):
+            raise ValueError(
+                "a drafter under models/drafters is an output, which DVC removes: copy it elsewhere first"
+            )
+        return folder
 
 
 Loss = Literal["cross_entropy", "kl", "overlap", "hybrid"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specdec.config import METHOD_SECTIONS
+from specdec.config import METHOD_SECTIONS, validated
 from specdec.drafters.eagle import Eagle
 from specdec.drafters.eagle3 import Eagle3
 from specdec.drafters.interface import (
@@ -46,9 +46,14 @@ def load_drafter(folder: Path | str, target: Target, force: bool = False, traina
     if not force:
         check_identity(folder, provenance, target)
     trained_as = provenance.get("trained_as")
-    settings = METHOD_SECTIONS[method].model_validate(trained_as) if trained_as else None
+    settings = None
+    if trainable and trained_as:
+        settings = validated(METHOD_SECTIONS[method], trained_as, f"{folder}/{PROVENANCE}: trained_as")
     drafter = METHODS[method].from_checkpoint(target, config, tensors, settings)
-    drafter.draft_tokens = provenance.get("draft_tokens", drafter.draft_tokens)
+    draft_tokens = provenance.get("draft_tokens", drafter.draft_tokens)
+    if not isinstance(draft_tokens, int) or draft_tokens < 1:
+        raise ModelError(f"{folder}/{PROVENANCE}: draft_tokens is {draft_tokens!r}, and must be 1 or more")
+    drafter.draft_tokens = draft_tokens
     drafter.trained_as = trained_as
     if trainable:
         return drafter.to(target.device).train()

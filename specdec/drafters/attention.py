@@ -26,14 +26,24 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def attend_to(query: Tensor, rows: Tensor, keys: Tensor, values: Tensor, chain: Chain, documents: Tensor) -> Tensor:
+def attend_to(
+    query: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    chain: Chain,
+    documents: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
     """query[n, h, D] at flat rows[n] of documents[B, T] -> [n, h*D].
 
     keys, values[B*T, kv, D]: seen up to the row itself, within its document. chain: what each query sees besides.
+    mask: `additive_mask` of the documents, for callers that ask often.
     """
     if query.device.type == "cpu":
         flat = [t for pair in chain for t in pair]
-        found: Tensor = _Merged.apply(query, keys, values, rows, documents, *flat)
+        mask = additive_mask(documents, query.dtype) if mask is None else mask
+        found: Tensor = _Merged.apply(query, keys, values, rows, documents, mask, *flat)
         return found
     return blockwise(query, rows, keys, values, chain, documents)
 
@@ -45,15 +55,26 @@ def seen(documents: Tensor, queries: slice, keys: int) -> Tensor:
     return (earlier & (documents[:, queries, None] == documents[:, None, :keys]))[:, None]
 
 
+def additive_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, T, T]: 0 where a row sees another, -inf elsewhere."""
+    batch, length = documents.shape
+    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=documents.device)
+    return mask.masked_fill_(~seen(documents, slice(0, length), length), float("-inf"))
+
+
 class _Merged(Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, documents: Tensor, *chain: Tensor
+        ctx: Any,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Tensor,
+        documents: Tensor,
+        mask: Tensor,
+        *chain: Tensor,
     ) -> Tensor:
-        batch, length = documents.shape
         scale = query.shape[-1] ** -0.5
-        mask = torch.zeros(batch, 1, length, length, dtype=query.dtype)
-        mask.masked_fill_(~seen(documents, slice(0, length), length), float("-inf"))
         whole = [_spread(query, rows, documents), *(_heads(x, documents, query.shape[1]) for x in (keys, values))]
         out, normaliser = _flash(*whole, attn_mask=mask, scale=scale)
         normaliser = _gather(normaliser[..., None], rows).squeeze(-1)  # in float32 for half precision too
@@ -101,7 +122,7 @@ class _Merged(Function):
             further += [_folded(slope * query, kv), _folded(share[..., None].to(query.dtype) * gradient, kv)]
         kv = keys.shape[1]
         folded = [_folded(x.transpose(1, 2).reshape(-1, heads, size), kv) for x in (to_keys, to_values)]
-        return to_query, *folded, None, None, *further
+        return to_query, *folded, None, None, None, *further
 
 
 def _spread(x: Tensor, rows: Tensor, documents: Tensor) -> Tensor:

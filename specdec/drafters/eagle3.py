@@ -86,16 +86,18 @@ class Eagle3(Unrolled):
                 nn.init.normal_(weight, std=0.02)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)
-        base_width = target.hidden_size
+        width = target.hidden_size
         rows = target.output_weight.float().cpu() * target.logit_scale
+        rows = rows if kept is None else rows[kept.cpu()]
+        self.fc.weight.zero_()
         if self.embed_tokens is None:
-            narrow = torch.eye(base_width)
+            self.fc.weight[:, -width:].fill_diagonal_(1.0)
+            self.lm_head.weight.copy_(rows)
         else:
             narrow = projection(target.embedding_weight, self.sizes.hidden_size)
             self.embed_tokens.weight.copy_(target.embedding_weight.float().cpu() @ narrow.T)
-        self.fc.weight.zero_()
-        self.fc.weight[:, -base_width:].copy_(narrow)
-        self.lm_head.weight.copy_((rows if kept is None else rows[kept.cpu()]) @ narrow.T)
+            self.fc.weight[:, -width:].copy_(narrow)
+            self.lm_head.weight.copy_(rows @ narrow.T)
         norm = target.final_norm_weight
         if norm is not None and self.embed_tokens is None:
             self.norm.weight.copy_(norm)
@@ -107,6 +109,13 @@ class Eagle3(Unrolled):
     def _set_vocabulary(self) -> None:
         to_target = self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
         self._vocabulary = DraftVocabulary.of(to_target, len(self.t2d))
+
+    def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:
+        """The maps come with the weights: a warm start keeps the vocabulary that its output layer speaks."""
+        result = super().load_state_dict(*arguments, **keywords)
+        if hasattr(self, "d2t"):
+            self._set_vocabulary()
+        return result
 
     @property
     def vocabulary(self) -> DraftVocabulary | None:  # type: ignore[override]
@@ -128,7 +137,6 @@ class Eagle3(Unrolled):
         drafter.load_state_dict(tensors)
         if hasattr(drafter, "d2t"):
             drafter._check_vocabulary()
-            drafter._set_vocabulary()
         return drafter
 
     def _check_vocabulary(self) -> None:

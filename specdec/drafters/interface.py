@@ -203,6 +203,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], di
         raise ModelError(f"{folder} is no drafter: {Path(error.filename).name} is missing") from None
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder} is damaged ({error}): train or download the drafter again") from None
+    if not isinstance(config, dict) or not isinstance(provenance, dict):
+        raise ModelError(f"{folder} is damaged: config.json and {PROVENANCE} must be objects")
     return config, tensors, provenance
 
 

@@ -129,15 +129,14 @@ class DraftLayer(nn.Module):
         return state + self.mlp(self.post_attention_layernorm(state))
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding; angles of all positions are tabled once. transformers knows the scalings."""
+class Rotary:
+    """Rotary position embedding; angles of all positions are tabled once. transformers knows the scalings.
 
-    cos: Tensor
-    sin: Tensor
+    No module: its tables are neither weights nor buffers, which processes would send each other in every step.
+    """
 
     def __init__(self, sizes: Dimensions, length: int):
         """length: positions that come up; the base's, even where the drafter's own context is said to be shorter."""
-        super().__init__()
         config = LlamaConfig(
             hidden_size=sizes.hidden_size,
             num_attention_heads=sizes.num_attention_heads,
@@ -146,13 +145,13 @@ class Rotary(nn.Module):
             rope_parameters=dict(sizes.rope_parameters),
         )
         with torch.device("cpu"):
-            angles = LlamaRotaryEmbedding(config)
-            cos, sin = angles(torch.empty(1), torch.arange(length)[None])
-        self.register_buffer("cos", cos[0], persistent=False)
-        self.register_buffer("sin", sin[0], persistent=False)
+            cos, sin = LlamaRotaryEmbedding(config)(torch.empty(1), torch.arange(length)[None])
+        self._tables = (cos[0], sin[0])
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x[N, heads, D] turned to positions[N]."""
-        cos, sin = (table[positions][:, None].to(x.dtype) for table in (self.cos, self.sin))
+        if self._tables[0].device != x.device:
+            self._tables = (self._tables[0].to(x.device), self._tables[1].to(x.device))
+        cos, sin = (table[positions][:, None].to(x.dtype) for table in self._tables)
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin

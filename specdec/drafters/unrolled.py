@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from specdec.drafters.attention import Chain, attend_to
+from specdec.drafters.attention import Chain, additive_mask, attend_to
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
 from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, Proposal, accepted
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
@@ -178,12 +178,17 @@ class Unrolled(Drafter):
             query = self.rotary(layer.self_attn.query(inputs), positions)
             key, value = layer.self_attn.key_value(inputs)
             keys, values = cache.append(i, self.rotary(key, positions), value)
-            mask = None
-            if len(query) > 1:
+            mask, whole = None, keys.shape[1] == len(query)
+            if len(query) > 1 and not whole:
                 mask = torch.ones(len(query), keys.shape[1], dtype=torch.bool, device=query.device)
                 mask = mask.tril(keys.shape[1] - len(query))
             found = scaled_dot_product_attention(
-                query.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, enable_gqa=True
+                query.transpose(0, 1)[None],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                is_causal=whole and len(query) > 1,
+                enable_gqa=True,
             )
             return found[0].transpose(0, 1).flatten(1)
 
@@ -196,6 +201,12 @@ class _Walk:
     def __init__(self, drafter: Unrolled, document_ids: Tensor, positions: Tensor):
         self._drafter, self._documents, self._positions = drafter, document_ids, positions
         self._context: Chain = []
+        self._mask: Tensor | None = None
+
+    def _attend(self, query: Tensor, rows: Tensor, layer: int, chain: Chain) -> Tensor:
+        if self._mask is None and query.device.type == "cpu":
+            self._mask = additive_mask(self._documents, query.dtype)
+        return attend_to(query, rows, *self._context[layer], chain, self._documents, self._mask)
 
     def first(self, states: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Draft position 0: states[B*T, H] and embeddings of every row -> outputs at the anchors `rows`."""
@@ -208,7 +219,7 @@ class _Walk:
             asking = rows if i == last else every
             query = layer.self_attn.query(inputs[asking] if i == last else inputs)
             query = drafter.rotary(query, self._positions[asking])
-            return attend_to(query, asking, *self._context[i], [], self._documents)
+            return self._attend(query, asking, i, [])
 
         return drafter.run_layers(drafter.join(states, embeddings), embeddings, attend, rows)
 
@@ -224,7 +235,7 @@ class _Walk:
             key, value = layer.self_attn.key_value(inputs)
             longer.append([*chain[i], (drafter.rotary(key, positions), value)])
             query = drafter.rotary(layer.self_attn.query(inputs), positions)
-            return attend_to(query, rows, *self._context[i], longer[i], self._documents)
+            return self._attend(query, rows, i, longer[i])
 
         return drafter.run_layers(drafter.join(states, embeddings), embeddings, attend), longer
 

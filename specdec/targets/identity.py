@@ -62,7 +62,7 @@ def identity_of(model: Any, tokenizer: Any) -> Identity:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     template = json.dumps(tokenizer.chat_template)
     return Identity(

@@ -28,9 +28,10 @@ from torch import Tensor
 from specdec.data.packing import PackedRow
 from specdec.drafters import Features
 from specdec.errors import ConfigError, DataError, ModelError, SpecdecError, disk_is_full
-from specdec.io import replacing, sha256_json, write_json
+from specdec.io import replacing, sha256_file, sha256_json, write_json
 from specdec.progress import EVERY, Say
 from specdec.targets import Target
+from specdec.targets import target as target_code
 from specdec.training.features import Batch, collate, compute_features
 from specdec.training.processes import is_main, share
 
@@ -284,6 +285,10 @@ def _key(keyed: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(keyed, dtype=np.int64).tobytes()).digest()
 
 
+# The code by which states are taken and stored: with other code they may be others.
+_DECIDING = (Path(__file__), Path(__file__).with_name("features.py"), Path(target_code.__file__))
+
+
 def _about(target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype: str) -> dict[str, Any]:
     """Everything that decides the bytes of a cache."""
     return {
@@ -293,6 +298,7 @@ def _about(target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype
         "aux_layers": list(aux_layers),
         "dtype": dtype,
         "shard_bytes": SHARD_BYTES,
+        "code": [sha256_file(file) for file in _DECIDING],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 

@@ -20,7 +20,13 @@ _MARK = "complete"
 
 
 class MarkComplete(TrainerCallback):
-    """Marks a checkpoint after its last file is written and synced."""
+    """Marks a checkpoint after its last file is written and synced; only then are older ones removed.
+
+    keep: the last ones that stay, beside the best one.
+    """
+
+    def __init__(self, keep: int):
+        self._keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -29,6 +35,13 @@ class MarkComplete(TrainerCallback):
             for file in folder.iterdir():
                 sync(file)
             write_text(folder / _MARK, "")
+            self._remove_old(folder.parent, state.best_model_checkpoint)
+
+    def _remove_old(self, work: Path, best: str | None) -> None:
+        whole = sorted((str(f) for f in work.glob("checkpoint-*") if (f / _MARK).exists()), key=step_of)
+        for old in whole[: -self._keep]:
+            if Path(old).name != Path(best or old).name or not best:
+                shutil.rmtree(old)
 
 
 def last_complete(work: Path, say: Callable[[str], None]) -> str | None:

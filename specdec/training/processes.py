@@ -1,5 +1,6 @@
 """One training in several processes (`torchrun`, `accelerate launch`): who writes, and sums over all of them."""
 
+import math
 import os
 import sys
 
@@ -8,6 +9,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.fsdp import fully_shard
 
+from specdec.errors import ConfigError
 from specdec.targets import Target
 
 
@@ -27,6 +29,11 @@ def share(count: int) -> range:
     return range(own.process_index, count, own.num_processes)
 
 
+def passes_of_each(count: int, batch_size: int) -> int:
+    """Batches of the process that has most of `count` items."""
+    return math.ceil(math.ceil(count / state().num_processes) / batch_size)
+
+
 def sum_over_processes(value: Tensor) -> Tensor:
     """The same on every process."""
     if not distributed.is_initialized():
@@ -44,12 +51,13 @@ def training_device() -> torch.device:
 def shard_base(target: Target) -> None:
     """Spreads the base's decoder layers over the processes (FSDP2): each is gathered while it runs.
 
-    Embedding, final norm and output layer stay whole everywhere, since the losses read them. Load the base onto the
+    Embedding, final norm and output layer stay whole everywhere, since the losses read them. A pass of the base then
+    needs all processes: each must make as many. Load the base onto the
     CPU first (`base_device`): no GPU then ever holds all of it.
     """
     if state().num_processes > 1:
         for layer in target.decoder_layers:
-            fully_shard(layer)
+            fully_shard(layer, reshard_after_forward=True)  # each is a root of its own, which would stay gathered
     target.model.to(training_device())
 
 
@@ -64,5 +72,9 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
     arguments: what each process runs, behind `python`.
     """
     if processes and processes > 1 and "LOCAL_RANK" not in os.environ:
+        if 0 < torch.cuda.device_count() < processes:
+            raise ConfigError(
+                f"SPECDEC_PROCESSES is {processes}, and this machine has {torch.cuda.device_count()} GPUs"
+            )
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         os.execv(sys.executable, [sys.executable, *launcher, *arguments])

@@ -155,7 +155,6 @@ def _trainer(
         eval_steps=settings.save_steps,
         logging_steps=max(1, min(LOG_STEPS, steps // LOG_STEPS)),
         restore_callback_states_from_checkpoint=True,  # the patience of early stopping
-        save_total_limit=settings.keep_checkpoints,
         ddp_find_unused_parameters=False,
         metric_for_best_model="acceptance_length",
         greater_is_better=True,
@@ -174,7 +173,7 @@ def _trainer(
         args=arguments,
         train_dataset=Schedule(train_rows, settings.rows_per_step, steps, settings.seed),
         eval_dataset=validation_rows,
-        callbacks=[MarkComplete(), *_stopping(settings)],
+        callbacks=[MarkComplete(settings.keep_checkpoints), *_stopping(settings)],
     )
     for printer in (PrinterCallback, ProgressCallback):  # one plain line of ours is enough
         trainer.remove_callback(printer)

@@ -21,7 +21,7 @@ from specdec.drafters import Drafter, DrafterLoss, Features, answer_counts
 from specdec.errors import ModelError
 from specdec.training.acceptance import AcceptanceCount
 from specdec.training.features import Batch, FeatureSource, collate
-from specdec.training.processes import is_main, share, sum_over_processes
+from specdec.training.processes import is_main, passes_of_each, share, sum_over_processes
 
 LogFunction = Callable[[dict[str, float], int], None]
 
@@ -214,12 +214,15 @@ def validate(
     positions = drafter.draft_tokens
     figures = Figures(positions)
     count = AcceptanceCount.empty(positions)
-    own = [rows[i] for i in share(len(rows))]
-    for batch in DataLoader(own, batch_size=batch_size, collate_fn=collate):  # type: ignore[arg-type]
-        features = features_of(batch)
-        result = drafter.loss(features, positions=positions, measure=True)
-        figures.add(result)
-        count.add_batch(features, result)
+    own = [rows[i] for i in share(len(rows))] or rows[:1]
+    batches = list(DataLoader(own, batch_size=batch_size, collate_fn=collate))  # type: ignore[arg-type]
+    mine = -(-len(share(len(rows))) // batch_size)
+    for i in range(passes_of_each(len(rows), batch_size)):  # as many on each process: a sharded base needs all
+        features = features_of(batches[min(i, len(batches) - 1)])
+        if i < mine:
+            result = drafter.loss(features, positions=positions, measure=True)
+            figures.add(result)
+            count.add_batch(features, result)
     drafter.train()
     figures.add_up()
     count = count.over_processes()

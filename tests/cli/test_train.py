@@ -420,6 +420,7 @@ def test_a_loss_that_is_not_finite(specdec: Specdec, base: Path, data: Path, tmp
     assert len([*(tmp_path / "out.work").iterdir()]) == 2
 
 
+@pytest.mark.soak
 def test_two_processes_write_once(
     specdec: Specdec, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

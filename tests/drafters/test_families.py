@@ -44,7 +44,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+BOLD = ("llama-2", "llama-3.1", "mistral", "phi-1", "phi-2", "phi-3", "qwen-1.5", "qwen-2", "qwen-2.5")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[] if f in BOLD else [pytest.mark.soak]) for f in FAMILIES],
+)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = tmp_path_factory.mktemp("families") / request.param
     write_family(folder, request.param)

@@ -213,6 +213,7 @@ def test_an_mlflow_that_is_not_there_stops_it_before_any_stage(toy: Toy) -> None
     assert toy.lines("order") == []
 
 
+@pytest.mark.soak
 def test_with_neither_git_nor_a_server_it_works_and_says_so(toy: Toy) -> None:
     shutil.rmtree(toy.root / ".git")
     toy.stages(first=stage("first"))
@@ -276,6 +277,7 @@ def test_nothing_is_left_behind_when_it_is_killed(toy: Toy) -> None:
     assert sorted(parents(toy)) == ["FINISHED", "KILLED"]
 
 
+@pytest.mark.soak
 def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_holds_nothing(toy: Toy) -> None:
     first = start_endless(toy)
     try:

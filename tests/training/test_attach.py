@@ -261,16 +261,6 @@ def test_saved_and_attached_again(base_folder: Path, method: str, dtype: torch.d
     assert len(found) == 1 + len(list(again.parameters()))
 
 
-def test_tables_beside_the_weights_keep_their_bits(base_folder: Path, tmp_path: Path) -> None:
-    base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
-    model = attached(base, "eagle3")
-    model.save_pretrained(tmp_path)
-    again = specdec.Attached.from_pretrained(tmp_path, base)
-    buffers = dict(again.named_buffers())
-    assert buffers
-    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
-
-
 def test_a_drafter_of_another_base_is_refused(base: Any, tmp_path: Path) -> None:
     write_base(tmp_path / "other", seed=1)
     other = LlamaForCausalLM.from_pretrained(tmp_path / "other")

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specdec.data.packing import PackedRow, Sequence, pack
-from specdec.drafters import Drafter, DraftState, Features, new_drafter
+from specdec.drafters import Drafter, DraftState, Eagle3, Features, new_drafter
 from specdec.errors import ConfigError, DataError, ModelError
 from specdec.targets import Target
 from specdec.training import TrainingResult, train
-from specdec.training.checkpoints import last_complete
+from specdec.training.checkpoints import last_complete, step_of
 from specdec.training.features import compute_features
+from specdec.training.train import warm_start
 from specdec.training.trainer import Schedule
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 from tests.tiny import write_base
@@ -196,6 +197,32 @@ def test_the_best_checkpoint_wins(target: Target, tmp_path: Path, monkeypatch: p
     best = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in drafter.state_dict().items())
     assert not all(torch.equal(best[name], tensor) for name, tensor in last_weights(tmp_path).items())
+
+
+def test_the_last_checkpoints_stay_beside_the_best(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specdec.training import trainer
+
+    lengths = iter([1.2, 1.9, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"acceptance_length": next(lengths)})
+    fit(target, tmp_path, settings(epochs=5.0, keep_checkpoints=1))
+    kept = sorted(step_of(str(folder)) for folder in tmp_path.glob("checkpoint-*"))
+    assert len(kept) == 2
+    assert kept[0] == 8
+
+
+def test_a_warm_start_keeps_the_vocabulary_of_its_weights(target: Target, tmp_path: Path) -> None:
+    chosen = eagle3_settings({"draft_vocab_size": 20})
+    first = new_drafter(target, chosen, torch.arange(target.vocab_size))
+    first.save_pretrained(tmp_path / "champion")
+    second = new_drafter(target, chosen, torch.arange(target.vocab_size).flip(0))
+    warm_start(second, tmp_path / "champion")
+    assert isinstance(second, Eagle3)
+    assert second.vocabulary
+    assert torch.equal(second.vocabulary.to_target, second.d2t + torch.arange(20))
+    assert isinstance(first, Eagle3)
+    assert torch.equal(second.d2t, first.d2t)
 
 
 def test_a_torn_checkpoint_is_ignored(tmp_path: Path) -> None:

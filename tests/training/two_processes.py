@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from specdec.drafters import new_drafter
 from specdec.targets import Target
@@ -24,8 +25,18 @@ def run(base: str, out: Path, rows_per_pass: int, sharded: bool) -> None:
     drafter = new_drafter(target, chosen)
     said: list[dict[str, float]] = []
     result = train(
-        target, drafter, rows(30), rows(7, 1), chosen.training, out, out, lambda m, _s: said.append(m), lambda _: None
+        target,
+        drafter,
+        rows(30),
+        rows(13, 1),
+        chosen.training,
+        out,
+        out,
+        lambda m, _s: said.append(m),
+        lambda _: None,
     )
+    if sharded:  # nothing of the base is left gathered
+        assert all(isinstance(p, DTensor) for layer in target.decoder_layers for p in layer.parameters())
     if is_main():
         drafter.save_pretrained(out / "drafter")
         (out / "figures.json").write_text(json.dumps({"result": result.metrics, "told": len(said)}))
