@@ -289,7 +289,7 @@ def run_everywhere(drafter: Unrolled, features: Features) -> tuple[list[Tensor],
     outputs, said = [], []
     for k in range(drafter.unroll_steps):
         places = torch.arange(k, k + ids.shape[1], device=ids.device)
-        places = places.clamp(max=len(drafter.rotary.cos) - 1)  # of padding, where the base takes no more
+        places = places.clamp(max=drafter.target.max_positions - 1)  # of padding, where the base takes no more
         embeddings = drafter.embed(pad(ids[:, 1 + k :], (0, 1 + k)))
         x = drafter.join(states, embeddings)
         for layer, cache in zip(drafter.layers, caches, strict=True):
