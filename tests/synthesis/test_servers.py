@@ -223,7 +223,7 @@ def test_a_full_pool_of_requests_leaves_health_its_connection(
     scripted: Any, go: Any, prompts: Any, hasty: Patience
 ) -> None:
     """64 requests in flight are all that a pool was made for; a look at /health came on top of them."""
-    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=0.02, connect=0.1)
+    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=0.02, connect=0.6, outage=5.0)  # below the delay
     server = scripted(delay=1.2)
     statistics, out = go(server, short(prompts, 64), concurrency=64, patience=patient)
     assert len(out) == 64
