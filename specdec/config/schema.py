@@ -310,6 +310,12 @@ class MedusaSettings(MedusaMethod):
 
     training: TrainingSettings
 
+    @model_validator(mode="after")
+    def _nothing_to_recompute(self) -> Self:
+        if self.training.gradient_checkpointing:
+            raise ValueError("training.gradient_checkpointing must be false: Medusa heads have nothing to recompute")
+        return self
+
 
 class EagleSettings(EagleMethod):
     """A section of `drafters` with `method: eagle`."""

@@ -14,10 +14,9 @@ from torch.nn.functional import embedding, smooth_l1_loss
 
 from specdec.config import EagleMethod
 from specdec.drafters.dimensions import draft_dimensions
-from specdec.drafters.interface import Features, check_tensors
+from specdec.drafters.interface import Features
 from specdec.drafters.llama_layer import LONGEST, Dimensions, DraftLayer, RMSNorm, Rotary
 from specdec.drafters.unrolled import Unrolled
-from specdec.errors import ModelError
 from specdec.targets import Target
 
 
@@ -38,8 +37,7 @@ class Eagle(Unrolled):
     method = "eagle"
 
     def __init__(self, target: Target, config: dict[str, Any], settings: EagleMethod | None = None):
-        """config: `config.json`. settings: for training; a loaded drafter needs none."""
-        super().__init__()
+        super().__init__(target, config, settings)
         self.target = target
         self._config = config
         self.sizes = Dimensions.from_config(config)
@@ -65,25 +63,9 @@ class Eagle(Unrolled):
 
     def _start(self) -> None:
         """The base's state passes through, so that what is learnt is the way from it to the next one."""
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.zeros_(weight)
+        self.start_layers()
         width = self.sizes.hidden_size
         self.fc.weight[:, width:].add_(torch.eye(width))
-
-    @classmethod
-    def from_checkpoint(
-        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: EagleMethod | None = None
-    ) -> Self:
-        try:
-            drafter = cls(target, config, settings)
-        except KeyError as error:
-            raise ModelError(f"config.json describes no EAGLE drafter: {error.args[0]} is missing") from None
-        check_tensors("EAGLE", drafter.state_dict(), tensors)
-        drafter.load_state_dict(tensors)
-        return drafter
 
     def checkpoint_config(self) -> dict[str, Any]:
         return self._config

@@ -15,7 +15,6 @@ from torch.nn.functional import embedding
 from specdec.config import Eagle3Method
 from specdec.drafters.dimensions import draft_dimensions, projection
 from specdec.drafters.head_loss import DraftVocabulary
-from specdec.drafters.interface import check_tensors
 from specdec.drafters.llama_layer import LONGEST, Dimensions, DraftLayer, RMSNorm, Rotary
 from specdec.drafters.unrolled import Unrolled
 from specdec.errors import ConfigError, ModelError
@@ -46,8 +45,7 @@ class Eagle3(Unrolled):
     t2d: Tensor
 
     def __init__(self, target: Target, config: dict[str, Any], settings: Eagle3Method | None = None):
-        """config: `config.json`. settings: for training; a loaded drafter needs none."""
-        super().__init__()
+        super().__init__(target, config, settings)
         self.target = target
         self._config = config
         self.sizes = Dimensions.from_config(config)
@@ -81,11 +79,7 @@ class Eagle3(Unrolled):
 
     def _start(self, target: Target, kept: Tensor | None) -> None:
         """Weights that are the base's from the start."""
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.zeros_(weight)
+        self.start_layers()
         width = target.hidden_size
         rows = target.output_weight.float().cpu() * target.logit_scale
         rows = rows if kept is None else rows[kept.cpu()]
@@ -114,6 +108,7 @@ class Eagle3(Unrolled):
         """The maps come with the weights: a warm start keeps the vocabulary that its output layer speaks."""
         result = super().load_state_dict(*arguments, **keywords)
         if hasattr(self, "d2t"):
+            self._check_vocabulary()
             self._set_vocabulary()
         return result
 
@@ -125,22 +120,8 @@ class Eagle3(Unrolled):
             self._set_vocabulary()
         return self._vocabulary
 
-    @classmethod
-    def from_checkpoint(
-        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: Eagle3Method | None = None
-    ) -> Self:
-        try:
-            drafter = cls(target, config, settings)
-        except KeyError as error:
-            raise ModelError(f"config.json describes no EAGLE-3 drafter: {error.args[0]} is missing") from None
-        check_tensors("EAGLE-3", drafter.state_dict(), tensors)
-        drafter.load_state_dict(tensors)
-        if hasattr(drafter, "d2t"):
-            drafter._check_vocabulary()
-        return drafter
-
     def _check_vocabulary(self) -> None:
-        said = self.d2t + torch.arange(len(self.d2t))
+        said = self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
         if not torch.equal(said, self.t2d.nonzero().squeeze(-1)):
             raise ModelError("the EAGLE-3 checkpoint's d2t and t2d name different draft vocabularies")
 

@@ -4,6 +4,7 @@ All tensors are flat: rows [N, ...] of any documents. What a row attends to is t
 (`specdec.drafters.unrolled`).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DraftLayer(nn.Module):
+class DraftLayer(nn.Module, ABC):
     """A decoder layer in two halves, between which the caller attends: `enter`, then `leave`."""
 
     def __init__(self, sizes: Dimensions, input_size: int):
@@ -119,9 +120,9 @@ class DraftLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(sizes.hidden_size, sizes.rms_norm_eps)
         self.mlp = MLP(sizes)
 
+    @abstractmethod
     def enter(self, state: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """state[N, H], embedding[N, H] of the next token -> (input of the attention [N, I], residual [N, H])."""
-        raise NotImplementedError
 
     def leave(self, residual: Tensor, attended: Tensor) -> Tensor:
         """residual[N, H], attended[N, heads * D] -> the layer's output [N, H]."""

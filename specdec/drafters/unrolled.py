@@ -15,6 +15,7 @@ Queries, outputs and losses are computed for anchors only: prompts cost keys and
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 from specdec.drafters.attention import Chain, additive_mask, attend_to
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
-from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, Proposal, accepted
+from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, Proposal, accepted, check_tensors
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
+from specdec.errors import ModelError
+from specdec.targets import Target
 
 Attend = Callable[[int, DraftLayer, Tensor], Tensor]
 
@@ -41,6 +44,31 @@ class Unrolled(Drafter):
     vocabulary: DraftVocabulary | None = None
     logit_scale: float = 1.0
     checkpointing: bool = False  # recompute each draft position in the backward pass
+
+    @abstractmethod
+    def __init__(self, target: Target, config: dict[str, Any], settings: Any = None):
+        """config: `config.json`. settings: for training; a loaded drafter needs none."""
+        super().__init__()
+
+    @classmethod
+    def from_checkpoint(
+        cls, target: Target, config: dict[str, Any], tensors: dict[str, Tensor], settings: Any = None
+    ) -> Self:
+        try:
+            drafter = cls(target, config, settings)
+        except KeyError as error:
+            raise ModelError(f"config.json describes no {cls.method} drafter: {error.args[0]} is missing") from None
+        check_tensors(cls.method, drafter.state_dict(), tensors)
+        drafter.load_state_dict(tensors)
+        return drafter
+
+    def start_layers(self) -> None:
+        """Fresh weights, with which attention and MLP add nothing yet."""
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(weight)
 
     @abstractmethod
     def first_states(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,7 +32,7 @@ from specdec.progress import EVERY, Say
 from specdec.targets import Target
 from specdec.targets import target as target_code
 from specdec.training.features import Batch, collate, compute_features
-from specdec.training.processes import is_main, share
+from specdec.training.processes import is_main, share, state
 
 SHARD_BYTES = 256 * 2**20
 _KEYED = ("token_ids", "document_ids", "positions")  # the states depend on nothing else of a row
@@ -193,7 +192,7 @@ class _Writer:
 
     def write(self, missing: list[int]) -> None:
         """Every process calls this with the same shards."""
-        PartialState().wait_for_everyone()  # nobody writes while somebody still looks for what is missing
+        state().wait_for_everyone()  # nobody writes while somebody still looks for what is missing
         own = [missing[i] for i in share(len(missing))]
         rows = [self.layout.rows(shard) for shard in own]
         progress = _Progress(self.say, sum(map(len, rows)))
@@ -209,7 +208,7 @@ class _Writer:
                     f"the disk of {self.folder} is full: free some space and run the same command again; "
                     "the features that are written are kept"
                 ) from error
-        PartialState().wait_for_everyone()
+        state().wait_for_everyone()
         lost = [shard for shard in missing if not self.layout.is_whole(self.folder, shard)]
         if lost:
             raise DataError(

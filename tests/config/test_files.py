@@ -52,6 +52,11 @@ def test_the_committed_settings_are_valid() -> None:
             2,
             "drafters.medusa.heads: unknown key; allowed here: head_decay, loss, method",
         ),
+        (
+            "drafters.medusa.training.gradient_checkpointing",
+            True,
+            "drafters.medusa: training.gradient_checkpointing must be false",
+        ),
         ("drafters.medusa.training.lr", 2, "drafters.medusa.training.lr: unknown key; allowed here: "),
         ("drafters.medusa.num_heads", "2", "drafters.medusa.num_heads: "),
         ("drafters.medusa.num_heads", 0, "drafters.medusa.num_heads: "),
