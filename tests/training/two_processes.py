@@ -24,11 +24,12 @@ def run(base: str, out: Path, rows_per_pass: int, sharded: bool) -> None:
     torch.manual_seed(2)
     drafter = new_drafter(target, chosen)
     said: list[dict[str, float]] = []
+    assert len(rows(17, 1)) == 5  # packed: no equal shares for two processes, in passes of two
     result = train(
         target,
         drafter,
         rows(30),
-        rows(13, 1),
+        rows(17, 1),
         chosen.training,
         out,
         out,
