@@ -148,5 +148,5 @@ class Medusa(Drafter):
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()
-        pairs = list(zip(self.blocks, weights, strict=True))[:budget]
+        pairs = list(zip(self.blocks, weights, strict=True))[: min(budget, self.draft_tokens)]
         return Proposal(torch.cat([(block(newest) @ weight.T).argmax(-1) for block, weight in pairs]))

@@ -7,7 +7,9 @@ are what is drawn again: tokens of one prompt are not independent of each other.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Figures = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,40 @@ def ratio_interval(
 
     0 when the denominators sum to 0 (no step was made: nothing was accepted).
     """
-    top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    value = _ratio(top.sum(), bottom.sum())
-    if len(top) < 2:
+    return _interval([_pair(numerators, denominators)], samples, confidence, seed)
+
+
+def difference_interval(
+    ours: tuple[ArrayLike, ArrayLike],
+    theirs: tuple[ArrayLike, ArrayLike],
+    samples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """The ratio of `ours` (numerators[N], denominators[N]) minus that of `theirs`, over the same N prompts.
+
+    A resample draws the same prompts for both: what they share cancels out.
+    """
+    return _interval([_pair(*ours), _pair(*theirs) * [[-1], [1]]], samples, confidence, seed)
+
+
+def _pair(numerators: ArrayLike, denominators: ArrayLike) -> Figures:
+    return np.array([numerators, denominators], dtype=float)
+
+
+def _interval(pairs: list[Figures], samples: int, confidence: float, seed: int) -> Interval:
+    """Of the sum of the pairs' ratios; each pair is [2, N]."""
+    count = pairs[0].shape[1]
+    value = sum(float(_ratios(pair.sum(1))) for pair in pairs)
+    if count < 2:
         return Interval(value, None, None)
-    draws = np.random.default_rng(seed).integers(0, len(top), size=(samples, len(top)))
-    ratios = [_ratio(top[draw].sum(), bottom[draw].sum()) for draw in draws]
+    draws = np.random.default_rng(seed).integers(0, count, size=(samples, count))
+    found = sum((_ratios(pair[:, draws].sum(2)) for pair in pairs), np.zeros(samples))
     tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(ratios, [tail, 100 - tail])
+    low, high = np.percentile(found, [tail, 100 - tail])
     return Interval(value, float(low), float(high))
 
 
-def _ratio(top: float, bottom: float) -> float:
-    return float(top / bottom) if bottom else 0.0
+def _ratios(sums: Figures) -> Figures:
+    """sums[2, ...]: numerators and denominators; 0 where the denominator is."""
+    return np.divide(sums[0], sums[1], out=np.zeros_like(sums[0]), where=sums[1] != 0)
