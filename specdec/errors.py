@@ -6,8 +6,13 @@ printed without a traceback. `exit_code` tells callers whether trying again can 
 """
 
 import errno
+import json
+import os
+import sys
+import time
 
 EX_TEMPFAIL = 75  # sysexits.h: the same command may work later
+LAUNCHED = "specdec"  # begins the run id of processes that we started (`specdec.training.launch`)
 
 
 class SpecdecError(Exception):
@@ -56,3 +61,13 @@ def disk_is_full(error: Exception) -> bool:
         return True
     told = ("No space left", "os error 28", "PytorchStreamWriter", "unexpected pos")
     return any(sign in str(error) for sign in told)
+
+
+def tell_error(message: str) -> None:
+    """The one line on stderr. One of several processes of ours leaves it to the process that started them."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(LAUNCHED):
+        with open(file, "w") as out:
+            json.dump({"message": message, "timestamp": int(time.time())}, out)
+    else:
+        print(f"specdec: error: {message}", file=sys.stderr, flush=True)

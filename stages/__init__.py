@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from specdec.config import Params
-from specdec.errors import ConfigError, SpecdecError, disk_is_full
+from specdec.errors import ConfigError, SpecdecError, disk_is_full, tell_error
 
 EMBEDDED_DATA = Path(".specdec/python-docs")  # the published repository of the embedded default
 # Read when the libraries are imported, which is after this: bars drawn into a log are noise.
@@ -57,7 +57,7 @@ def say(line: str) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"specdec: error: {message}", file=sys.stderr, flush=True)
+    tell_error(message)
     sys.exit(code)
 
 

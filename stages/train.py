@@ -16,13 +16,16 @@ from specdec.drafters import new_drafter
 from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
-from specdec.training import TrainingResult, train
+from specdec.tracking.checkpoints import drafter_folder
+from specdec.training import TrainingResult, train, warm_start
 from specdec.training.code import deciding_code
-from specdec.training.processes import base_device, is_main, launch_processes
+from specdec.training.launch import launch_processes
+from specdec.training.processes import base_device, is_main, state
 from specdec.training.rows import count_answer_tokens, pack_rows
 from stages import drafter_name, run, say
 
 DATA = Path("data/synthetic")
+WARM_STARTS = Path(".specdec/warm_start")  # drafters out of the registry
 FEATURES = Path(".specdec/features")  # of `features: cached`; every drafter of the same base and data shares them
 MACHINE = {"answer_tokens_per_second", "data_wait_share", "peak_memory_gb"}  # of the machine, not of the training
 
@@ -33,11 +36,14 @@ def main() -> None:
     launch_processes(["-m", "stages.train", name], Environment.read().processes)
     settings = params.drafters[name]
     training = settings.training
+    start = _warm_start(training.warm_start)
     target = Target.from_pretrained("models/base", dtype=training.dtype, device=base_device(training.shard_base))
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
     torch.manual_seed(training.seed)  # of the weights that do not start from the base
     drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
-    provenance = _provenance(settings, target)
+    if start:
+        warm_start(drafter, start)
+    provenance = _provenance(settings, target, start)
     work = _work_folder(name, provenance)
     curves = Curves(work / "curves.csv")
     with drafter_run(name, params, _read(work / "mlflow_run")) if is_main() else nullcontext() as tracked:
@@ -67,19 +73,20 @@ def _packed(split: str, settings: DrafterSettings, target: Target) -> list[Packe
     return pack_rows(rows, str(DATA / f"{split}.jsonl"), split, settings.training.max_length, target, tell)
 
 
-def _provenance(settings: DrafterSettings, target: Target) -> dict[str, object]:
+def _warm_start(given: str | None) -> Path | None:
+    """The folder of the drafter to go on from."""
+    with state().local_main_process_first():
+        return drafter_folder(given, WARM_STARTS) if given else None
+
+
+def _provenance(settings: DrafterSettings, target: Target, start: Path | None) -> dict[str, object]:
     """What decides the drafter's weights: two runs with the same are the same run."""
     return {
         "base": target.identity.as_dict(),
         "data": {split: sha256_file(DATA / f"{split}.jsonl") for split in ("train", "validation")},
         "settings": settings.model_dump(),
-        **_warm_start(settings.training.warm_start),
+        **({"warm_start": sha256_file(start / "model.safetensors")} if start else {}),
     }
-
-
-def _warm_start(folder: str | None) -> dict[str, str]:
-    weights = Path(folder or "") / "model.safetensors"
-    return {"warm_start": sha256_file(weights)} if folder and weights.exists() else {}
 
 
 def _work_folder(name: str, provenance: dict[str, object]) -> Path:

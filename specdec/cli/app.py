@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from specdec.config import load_params, profile_names, use_profile
-from specdec.errors import SpecdecError, disk_is_full
+from specdec.errors import SpecdecError, disk_is_full, tell_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 profile = typer.Typer(no_args_is_help=True, help="Named settings, laid over params.yaml.")
@@ -141,7 +141,9 @@ def train(
     rows_per_pass: Annotated[int | None, typer.Option(help="Packed rows that a process takes at once.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = None,
     features: Annotated[str | None, typer.Option(help="online, or cached: run the base once.")] = None,
-    warm_start: Annotated[str | None, typer.Option(help="Folder of a drafter to go on from.")] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Drafter to go on from: a folder, or models:/NAME@ALIAS.")
+    ] = None,
     early_stopping: Annotated[int | None, typer.Option(help="Validations without a better one.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     loss: Annotated[str | None, typer.Option(help="kl, overlap, hybrid or cross_entropy.")] = None,
@@ -245,5 +247,5 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"specdec: error: {message}", file=sys.stderr)
+    tell_error(message)
     sys.exit(code)

@@ -20,7 +20,7 @@ from specdec.io import sha256_file, sha256_json
 
 Say = Callable[[str], None]
 
-FEATURES = "features"
+FEATURES, WARM_START = "features", "warm_start"  # folders in OUTPUT.work
 
 # Options that have their method in their name -> the setting.
 _OWN_NAMES = {
@@ -57,9 +57,11 @@ def train_drafter(request: Request, say: Say) -> None:
     from transformers import set_seed
 
     from specdec.drafters import new_drafter
-    from specdec.training import train
+    from specdec.tracking.checkpoints import drafter_folder
+    from specdec.training import train, warm_start
     from specdec.training.code import deciding_code
-    from specdec.training.processes import base_device, is_main, launch_processes
+    from specdec.training.launch import launch_processes
+    from specdec.training.processes import base_device, is_main, state
     from specdec.training.rows import count_answer_tokens, pack_rows
 
     launch_processes(request.command, Environment.read().processes)
@@ -73,9 +75,15 @@ def train_drafter(request: Request, say: Say) -> None:
     _check_draft_vocabulary(request, counts)
     set_seed(training.seed)
     drafter = new_drafter(target, settings, counts)
-    provenance = {"base": target.identity.as_dict(), "data": _data(request), "settings": settings.model_dump()}
     root = request.output.with_name(f"{request.output.name}.work")
-    work = root / sha256_json([[provenance, _weights_hash(training.warm_start)], deciding_code()])[:16]
+    started_from = None
+    if training.warm_start:
+        with state().local_main_process_first():
+            folder = drafter_folder(training.warm_start, root / WARM_START)
+        warm_start(drafter, folder)
+        started_from = sha256_file(folder / "model.safetensors")
+    provenance = {"base": target.identity.as_dict(), "data": _data(request), "settings": settings.model_dump()}
+    work = root / sha256_json([[provenance, started_from], deciding_code()])[:16]
     result = train(
         target,
         drafter,
@@ -96,7 +104,7 @@ def train_drafter(request: Request, say: Say) -> None:
 
 def _remove_work(root: Path, work: Path) -> None:
     """Ours alone: what else lies there stays."""
-    for folder in (work, root / FEATURES):
+    for folder in (work, root / FEATURES, root / WARM_START):
         shutil.rmtree(folder, ignore_errors=True)
     if not any(root.iterdir()):
         root.rmdir()
@@ -138,11 +146,6 @@ def _data(request: Request) -> dict[str, Any]:
     files = {"train": request.data, "validation": request.eval_data}
     found: dict[str, Any] = {split: {"file": f.name, "sha256": sha256_file(f)} for split, f in files.items() if f}
     return {"validation": {"share": request.eval_share}, **found}
-
-
-def _weights_hash(drafter: str | None) -> str | None:
-    weights = Path(drafter or "", "model.safetensors")
-    return sha256_file(weights) if drafter and weights.is_file() else None
 
 
 def _check_draft_vocabulary(request: Request, counts: Any) -> None:

@@ -1,5 +1,5 @@
 """Training a drafter on a frozen base: features, the Hugging Face Trainer around it, what is measured meanwhile."""
 
-from specdec.training.train import TrainingResult, train
+from specdec.training.train import TrainingResult, train, warm_start
 
-__all__ = ["TrainingResult", "train"]
+__all__ = ["TrainingResult", "train", "warm_start"]

@@ -1,15 +1,12 @@
 """One training in several processes (`torchrun`, `accelerate launch`): who writes, and sums over all of them."""
 
 import math
-import os
-import sys
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.fsdp import fully_shard
 
-from specdec.errors import ConfigError
 from specdec.targets import Target
 
 
@@ -52,8 +49,8 @@ def shard_base(target: Target) -> None:
     """Spreads the base's decoder layers over the processes (FSDP2): each is gathered while it runs.
 
     Embedding, final norm and output layer stay whole everywhere, since the losses read them. A pass of the base then
-    needs all processes: each must make as many. Load the base onto the
-    CPU first (`base_device`): no GPU then ever holds all of it.
+    needs all processes: each must make as many. Load the base onto the CPU
+    first (`base_device`): no GPU then ever holds all of it.
     """
     if state().num_processes > 1:
         for layer in target.decoder_layers:
@@ -64,17 +61,3 @@ def shard_base(target: Target) -> None:
 def base_device(sharded: bool) -> str:
     """Where the base is loaded to."""
     return "cpu" if sharded else str(training_device())
-
-
-def launch_processes(arguments: list[str], processes: int | None) -> None:
-    """Becomes `torchrun` over `processes` when they are asked for and nobody has started them yet.
-
-    arguments: what each process runs, behind `python`.
-    """
-    if processes and processes > 1 and "LOCAL_RANK" not in os.environ:
-        if 0 < torch.cuda.device_count() < processes:
-            raise ConfigError(
-                f"SPECDEC_PROCESSES is {processes}, and this machine has {torch.cuda.device_count()} GPUs"
-            )
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        os.execv(sys.executable, [sys.executable, *launcher, *arguments])

@@ -56,8 +56,6 @@ def train(
             raise DataError(
                 f"no {name} row has an answer token within training.max_length: raise it, or look at the data"
             )
-    if settings.warm_start:
-        warm_start(drafter, Path(settings.warm_start))
     if isinstance(drafter, Unrolled):
         drafter.checkpointing = settings.gradient_checkpointing
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")

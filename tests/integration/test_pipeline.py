@@ -1,5 +1,6 @@
 """The pipeline, whole: one flow from conversations to a registered, generating model; then what runs again."""
 
+import hashlib
 import json
 import re
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import load_file
 
 from tests.integration.conftest import KEY, ROOT, Project, make_project
 from tests.settings import medusa
@@ -141,6 +145,23 @@ def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project:
     after = load(project, "registry.json")["versions"]
     assert after["medusa"]["version"] == registry["medusa"]["version"]
     assert after["wide"]["version"] == "3"
+
+
+def test_training_goes_on_from_the_champion(project: Project) -> None:
+    versions = load(project, "registry.json")["versions"]
+    champion = next(name for name, version in versions.items() if "champion" in version["aliases"])
+    weights = (project.root / "models/drafters" / champion / "model.safetensors").read_bytes()
+    address = "models:/specdec-tiny-llama@champion"
+    still = medusa(max_length=128, learning_rate=1e-9, warm_start=address)
+    project.params(drafters={"medusa": medusa(max_length=128), "wide": still})
+    code, output = project.run("stages.train", "wide")
+    assert code == 0, output
+    before, after = safetensors_load(weights), load_file(project.root / "models/drafters/wide/model.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
+    provenance = load(project, "models/drafters/wide/specdec.json")
+    assert provenance["warm_start"] == hashlib.sha256(weights).hexdigest()
+    assert provenance["settings"]["training"]["warm_start"] == address
 
 
 def test_bad_settings_run_nothing(project: Project) -> None:

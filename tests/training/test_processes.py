@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specdec.training.processes import launch_processes
 from tests.training.two_processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,16 +29,3 @@ def test_two_processes_equal_one_at_the_same_global_batch(base_folder: Path, tmp
     figures = [json.loads((tmp_path / name / "figures.json").read_text()) for name in ("one", "two")]
     assert figures[1]["told"] == figures[0]["told"] > 0
     assert figures[1]["result"] == pytest.approx(figures[0]["result"], rel=1e-4)
-
-
-def test_processes_are_launched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _path, command: launched.append(command))
-    launch_processes(["-m", "stages.train", "d"], 4)
-    launch_processes(["-m", "stages.train", "d"], 1)
-    launch_processes(["-m", "stages.train", "d"], None)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    launch_processes(["-m", "stages.train", "d"], 4)
-    assert [command[1:] for command in launched] == [
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "stages.train", "d"]
-    ]

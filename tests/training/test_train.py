@@ -18,10 +18,9 @@ from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.drafters import Drafter, DraftState, Eagle3, Features, new_drafter
 from specdec.errors import ConfigError, DataError, ModelError
 from specdec.targets import Target
-from specdec.training import TrainingResult, train
+from specdec.training import TrainingResult, train, warm_start
 from specdec.training.checkpoints import last_complete, step_of
 from specdec.training.features import compute_features
-from specdec.training.train import warm_start
 from specdec.training.trainer import Schedule
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 from tests.tiny import write_base
@@ -319,15 +318,15 @@ def test_early_stopping_ends_a_run_for_good(target: Target, tmp_path: Path, monk
 def test_a_warm_start_goes_on_from_another_drafter(target: Target, tmp_path: Path) -> None:
     first, _ = fit(target, tmp_path / "first", settings(epochs=4.0))
     first.save_pretrained(tmp_path / "champion")
-    chosen = settings(epochs=1.0, learning_rate=1e-9, warm_start=str(tmp_path / "champion"))
-    second, _ = fit(target, tmp_path / "second", chosen)
+    second = new_drafter(target, settings())
+    warm_start(second, tmp_path / "champion")
     for name, tensor in second.state_dict().items():
-        torch.testing.assert_close(tensor, first.state_dict()[name], rtol=1e-4, atol=1e-6)
-    other = medusa_settings(num_layers=2, warm_start=str(tmp_path / "champion"))
+        assert torch.equal(tensor, first.state_dict()[name])
+    other = new_drafter(target, medusa_settings(num_layers=2))
     with pytest.raises(ModelError, match=r"warm_start: the config.json of .*champion has another num_hidden_layers"):
-        fit(target, tmp_path / "third", other)
+        warm_start(other, tmp_path / "champion")
     with pytest.raises(ModelError, match="champion is a medusa drafter, and this is eagle3"):
-        fit(target, tmp_path / "fourth", eagle3_settings(warm_start=str(tmp_path / "champion")))
+        warm_start(new_drafter(target, eagle3_settings()), tmp_path / "champion")
 
 
 def test_states_that_are_not_finite_name_their_rows(

@@ -1,0 +1,53 @@
+"""Drafters out of the registry, as folders."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from specdec.errors import TrackingError
+from specdec.tracking.store import Store, connect, speaking
+
+REGISTRY = "models:/"
+_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
+_MODEL = re.compile(r"models:/(?P<id>m-\w+)")
+
+
+def drafter_folder(given: str, into: Path) -> Path:
+    """Of a folder itself, or of an address in the registry: see `fetch_drafter`."""
+    return fetch_drafter(given, into) if given.startswith(REGISTRY) else Path(given)
+
+
+def fetch_drafter(address: str, into: Path) -> Path:
+    """The checkpoint of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a folder of its own below `into`.
+
+    Fetched once. Raises TrackingError for an address that is no such thing, or that the registry does not have.
+    """
+    named = _ADDRESS.fullmatch(address)
+    if not named:
+        raise TrackingError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    store = connect()
+    version = _version(store, **named.groupdict())
+    model = _MODEL.fullmatch(str(version.source))
+    if not model:
+        raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
+    folder = into / model["id"]
+    if not folder.exists():
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=into) as aside:
+            _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside).rename(folder)
+    return folder
+
+
+def _version(store: Store, name: str, version: str | None, alias: str | None) -> Any:
+    with speaking(store.location):
+        if alias:
+            return store.client.get_model_version_by_alias(name, alias)
+        return store.client.get_model_version(name, version)
+
+
+def _download(store: Store, uri: str, folder: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    with speaking(store.location):
+        return Path(download_artifacts(uri, dst_path=folder, tracking_uri=store.location.uri))

@@ -1,0 +1,92 @@
+"""Several processes of one training: how it ends when one of them fails."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from specdec.errors import ConfigError
+from specdec.training.launch import launch_processes
+
+SCRIPT = Path(__file__).with_name("failing_process.py")
+ROOT = SCRIPT.parents[2]
+
+
+def started(kind: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), kind]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(kind: str) -> tuple[int, str]:
+    """(exit code, what was told on stderr)."""
+    with started(kind) as process:
+        _, told = process.communicate(timeout=50)
+    return process.returncode, told
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "line"),
+    [
+        ("settings", 2, "specdec: error: aux_layers [9]\n"),
+        pytest.param("server", 75, "specdec: error: gone\n", marks=pytest.mark.soak),
+        pytest.param(
+            "killed",
+            137,
+            "specdec: error: process 1 was ended by SIGKILL (out of memory?): run the same command again, it goes on "
+            "from the last checkpoint\n",
+            marks=pytest.mark.soak,
+        ),
+    ],
+)
+def test_the_first_failure_is_told_once(kind: str, code: int, line: str) -> None:
+    assert ended(kind) == (code, line)
+
+
+@pytest.mark.soak
+def test_a_bug_keeps_its_traceback() -> None:
+    code, told = ended("bug")
+    assert code == 1
+    assert "RuntimeError: a bug" in told
+    assert told.endswith("specdec: error: process 1 failed, its error is above\n")
+
+
+@pytest.mark.soak
+def test_all_of_them_end_in_peace() -> None:
+    with started("fine") as process:
+        out, told = process.communicate(timeout=50)
+    assert (process.returncode, told) == (0, "")
+    assert sorted(out.splitlines()) == ["process 0 trains", "process 1 trains"]
+
+
+@pytest.mark.soak
+def test_told_to_end_it_takes_them_along() -> None:
+    with started("waiting") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "both wait\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=50)
+    assert process.returncode == 130
+    assert told == "specdec: error: interrupted: run the same command again, it goes on from here\n"
+    assert len(children) >= 2
+    assert not any(child.is_running() for child in children)
+
+
+def test_nobody_else_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for one process, and not by a process that was started itself."""
+    for one in (None, 1):
+        launch_processes(["nothing.py"], one)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    launch_processes(["nothing.py"], 4)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="SPECDEC_PROCESSES is 4, and this machine has 2 GPUs"):
+        launch_processes(["nothing.py"], 4)
