@@ -34,40 +34,28 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import linear, pad, scaled_dot_product_attention, smooth_l1_loss
 from transformers.utils import logging
 
-from specdec.config import METHOD_SECTIONS, validated
-from specdec.config.defaults import METHOD_DEFAULTS, TRAINING_DEFAULTS
-from specdec.data.conversations import RowCount, read_conversations
-from specdec.data.packing import PackedRow, Sequence, cut, pack, sequences
-from specdec.data.rendering import render
-from specdec.drafters import Drafter, Features, Medusa, medusa, new_drafter, unrolled
-from specdec.drafters.unrolled import Unrolled
-from specdec.io import read_jsonl
-from specdec.targets import Target
+from benchmarks.reference import compare_losses, padded_features, reference_loss
+from benchmarks.training_work import HEAD_SIZE, Work, fresh_drafter, write_random_base
+from specdec.config import METHOD_SECTIONS
+from specdec.config.defaults import TRAINING_DEFAULTS
+from specdec.drafters import Drafter, Features, medusa, unrolled
 from specdec.training.cache import FeatureCache
-from specdec.training.features import Batch, collate, compute_features
-from tests.tiny import write_base
+from specdec.training.features import collate, compute_features
 
 VARIANTS = ("online", "cached", "reference")
 MEMORY_STEPS = 3
-CHOICE = 4  # times as much data is packed as is taken: rows fill up as well as those of a whole training
-HEAD_SIZE = 32
-FIRST_WORD = 6  # of the random base's tokenizer: behind the special tokens
 OUT_OF_MEMORY = "out of memory"
 
 Part = Callable[[str], AbstractContextManager[None]]
@@ -96,268 +84,6 @@ def main() -> None:
         print_writing(work, writing, speeds)
         if options.profile:
             print_profile(work, runs["online"])
-
-
-# ---------------------------------------------------------------- what is trained
-
-
-@dataclass(frozen=True)
-class Work:
-    """The same conversations for all: packed rows and padded batches, one of each a step."""
-
-    target: Target
-    settings: Any
-    options: argparse.Namespace
-    packed: list[list[PackedRow]]
-    padded: list[Batch]
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Work":
-        target = load_base(options, options.dtype)
-        random = np.random.default_rng(0)
-        count = options.rows * options.steps
-        wanted = enough(conversations(options, target), options.length, CHOICE * count * options.length)
-        rows = pack(wanted, options.length, 0)
-        if len(rows) < count:
-            sys.exit(f"the data fills {len(rows)} rows, and {count} are wanted: lower --steps or --rows")
-        rows = [rows[i] for i in random.permutation(len(rows))[:count]]
-        packed = [rows[i : i + options.rows] for i in range(0, count, options.rows)]
-        single = [document for row in rows for document in documents(row)]
-        borders = np.linspace(0, len(single), options.steps + 1).astype(int)
-        order = [single[i] for i in random.permutation(len(single))]
-        padded = [padded_batch(order[start:stop]) for start, stop in pairwise(borders)]
-        return cls(target, method_settings(options), options, packed, padded)
-
-    @property
-    def rows(self) -> list[PackedRow]:
-        return [row for step in self.packed for row in step]
-
-    @property
-    def answer_tokens(self) -> int:
-        return sum(int(row.loss_mask.sum()) for row in self.rows)
-
-    def padding(self, name: str) -> float:
-        """Share of the positions that a variant runs over."""
-        batches = self.padded if name == "reference" else [collate(rows) for rows in self.packed]
-        real = sum(int((batch["document_ids"] >= 0).sum()) for batch in batches)
-        return 1 - real / sum(batch["token_ids"].numel() for batch in batches)
-
-    def told(self) -> str:
-        lengths = sorted(int((row >= 0).sum()) for batch in self.padded for row in batch["document_ids"])
-        return (
-            f"{len(lengths)} conversations of {lengths[0]} to {lengths[-1]} tokens (median "
-            f"{statistics.median(lengths):.0f}), {sum(lengths):,} tokens, {self.answer_tokens:,} of answers; a step "
-            f"is {self.options.rows} packed rows of {self.options.length}, or about "
-            f"{len(lengths) / self.options.steps:.1f} conversations"
-        )
-
-
-def load_base(options: argparse.Namespace, dtype: str) -> Target:
-    return Target.from_pretrained(options.base or options.folder / "base", dtype, options.device)
-
-
-def write_random_base(options: argparse.Namespace) -> None:
-    heads = options.hidden // HEAD_SIZE
-    write_base(
-        options.folder / "base",
-        vocab_size=options.vocab,
-        hidden_size=options.hidden,
-        intermediate_size=3 * options.hidden,
-        num_hidden_layers=options.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2),
-        head_dim=HEAD_SIZE,
-        max_position_embeddings=2 * options.length,
-        initializer_range=1.6 / options.hidden**0.5,  # answers that are neither certain nor all alike
-    )
-
-
-def method_settings(options: argparse.Namespace) -> Any:
-    """The defaults; an EAGLE without noise, which would be another one in every variant."""
-    steps = "num_heads" if options.method == "medusa" else "unroll_steps"
-    own = {steps: options.unroll_steps} if options.unroll_steps else {}
-    quiet = {"input_noise": 0.0} if options.method == "eagle" else {}
-    values = {**METHOD_DEFAULTS[options.method], **own, **quiet}
-    return validated(METHOD_SECTIONS[options.method], values, "command line")
-
-
-def fresh_drafter(target: Target, settings: Any) -> Drafter:
-    torch.manual_seed(0)
-    return new_drafter(target, settings)
-
-
-def conversations(options: argparse.Namespace, target: Target) -> Iterator[Sequence]:
-    """Those of the file, shuffled; random ones without end when there is none."""
-    random = np.random.default_rng(1)
-    if options.data is not None:
-        found = [s for row in read_rows(options.data, target) for s in sequences(row)]
-        yield from (found[i] for i in random.permutation(len(found)))
-        return
-    while True:
-        prompt = int(np.clip(random.lognormal(np.log(options.length / 10), 0.9), 4, options.length / 2))
-        answer = int(np.clip(random.lognormal(np.log(options.length / 7), 0.8), 4, options.length))
-        ids = random.integers(FIRST_WORD, target.vocab_size, prompt + answer)
-        yield Sequence(ids, np.arange(prompt + answer) >= prompt)
-
-
-def read_rows(file: Path, target: Target) -> list[dict[str, Any]]:
-    """Rows with `segments`: the file's own, or what the chat template makes of its conversations."""
-    with file.open() as lines:
-        if '"segments"' in lines.readline():
-            return list(read_jsonl(file))
-    return list(render(target.tokenizer, read_conversations(file, RowCount()), target.stop_ids))
-
-
-def enough(found: Iterator[Sequence], length: int, tokens: int) -> list[Sequence]:
-    """The first ones that hold so many tokens together, cut, without those of which no answer is left."""
-    taken: list[Sequence] = []
-    for sequence in found:
-        sequence = cut(sequence, length)
-        if sequence.loss_mask.any():
-            taken.append(sequence)
-            tokens -= len(sequence)
-        if tokens <= 0:
-            break
-    return taken
-
-
-def documents(row: PackedRow) -> Iterator[Sequence]:
-    """The conversations of a packed row."""
-    for i in range(row.document_ids.max() + 1):
-        own = row.document_ids == i
-        yield Sequence(row.token_ids[own], row.loss_mask[own])
-
-
-def padded_batch(found: list[Sequence]) -> Batch:
-    """One conversation a row, padded to the longest."""
-    longest = max(map(len, found))
-    return collate([pack([sequence], longest, 0)[0] for sequence in found])
-
-
-# ---------------------------------------------------------------- the reference
-
-
-def padded_features(target: Target, batch: Batch, aux_layers: tuple[int, ...] = ()) -> Features:
-    """`compute_features` of right-padded conversations: plain causal attention needs no mask."""
-    batch = {name: tensor.to(target.device) for name, tensor in batch.items()}
-    names = ("token_ids", "loss_mask", "document_ids", "positions")
-    with torch.no_grad():
-        output = target.forward(batch["token_ids"], layers=aux_layers)
-    return Features(*(batch[name] for name in names), output.hidden, output.auxiliary)
-
-
-def reference_loss(drafter: Drafter, settings: Any, features: Features) -> Tensor:
-    """KL at every position, masked afterwards, averaged over the anchors of each draft position."""
-    hidden = features.hidden
-    outputs: list[Tensor] = []
-    if isinstance(drafter, Medusa):
-        states = [block(hidden.float()) for block in drafter.blocks]
-        weights, scale, decay, share = drafter.output_weights, 1.0, settings.head_decay, 1.0
-    else:
-        assert isinstance(drafter, Unrolled)
-        outputs, states = run_everywhere(drafter, features)
-        weights, scale = [drafter.output_weight] * len(states), drafter.logit_scale
-        decay, share = settings.unroll_decay, drafter.head_weight()
-    q, entropy = base_says(drafter.target, hidden)
-    total = torch.zeros((), device=hidden.device)
-    for k, (state, weight) in enumerate(zip(states, weights, strict=True)):
-        last = hidden.shape[1] - 1 - k
-        logits = linear(state[:, :last], weight)
-        log_p = (logits if scale == 1.0 else logits * scale).log_softmax(-1, dtype=torch.float32)
-        losses = share * (entropy[:, 1 + k :] - (q[:, 1 + k :] * log_p).sum(-1))
-        if settings.method == "eagle":
-            distance = smooth_l1_loss(outputs[k][:, :last].float(), hidden[:, 1 + k :].float(), reduction="none")
-            losses = losses + settings.feature_weight * distance.mean(-1)
-        anchors = features.answer_run(2 + k)[:, :last]
-        total = total + decay**k * (losses * anchors).sum() / anchors.sum().clamp(min=1)
-    return total
-
-
-@torch.no_grad()
-def base_says(target: Target, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden[B, T, H] -> q[B, T, V] of the token behind each, and sum q log q [B, T]."""
-    log_q = target.logits(hidden).log_softmax(-1)
-    q = log_q.exp()
-    return q, (q * log_q).sum(-1)
-
-
-def run_everywhere(drafter: Unrolled, features: Features) -> tuple[list[Tensor], list[Tensor]]:
-    """The layers' outputs, and what the output layer reads of them: [B, T, H] of each draft position."""
-    ids, hidden, auxiliary = features.token_ids, features.hidden.float(), features.auxiliary
-    states = drafter.first_states(hidden, None if auxiliary is None else auxiliary.float())
-    caches: list[list[tuple[Tensor, Tensor]]] = [[] for _ in drafter.layers]
-    outputs, said = [], []
-    for k in range(drafter.unroll_steps):
-        places = torch.arange(k, k + ids.shape[1], device=ids.device)
-        places = places.clamp(max=drafter.target.max_positions - 1)  # of padding, where the base takes no more
-        embeddings = drafter.embed(pad(ids[:, 1 + k :], (0, 1 + k)))
-        x = drafter.join(states, embeddings)
-        for layer, cache in zip(drafter.layers, caches, strict=True):
-            inputs, residual = layer.enter(x, embeddings)
-            query = drafter.rotary(layer.self_attn.query(inputs), places)
-            key, value = layer.self_attn.key_value(inputs)
-            group = query.shape[2] // key.shape[2]
-            pair = (drafter.rotary(key, places), value)
-            cache.append(tuple(t.repeat_interleave(group, 2).transpose(1, 2) for t in pair))  # type: ignore[arg-type]
-            x = layer.leave(residual, attend(query.transpose(1, 2), cache).transpose(1, 2).flatten(2))
-        spoken, states = drafter.finish(x)
-        outputs.append(x)
-        said.append(spoken)
-    return outputs, said
-
-
-def attend(query: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """query[B, h, T, D]; cache: keys and values of draft positions 0..k -> [B, h, T, D].
-
-    Position 0 is seen causally; of the others each query sees the keys at its own place, k of them.
-    """
-    (keys, values), own = cache[0], cache[1:]
-    if not own:
-        return scaled_dot_product_attention(query, keys, values, is_causal=True)
-    length, scale = query.shape[2], query.shape[3] ** -0.5
-    later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    scores = (query @ keys.transpose(-1, -2)).masked_fill_(later, float("-inf"))
-    further = [(query * key).sum(-1, keepdim=True) for key, _ in own]
-    shares = (torch.cat([scores, *further], -1) * scale).softmax(-1, dtype=torch.float32).to(values.dtype)
-    found = shares[..., :length] @ values
-    for j, (_, value) in enumerate(own):
-        found = found + shares[..., length + j, None] * value
-    return found
-
-
-def compare_losses(options: argparse.Namespace) -> None:
-    """Exits unless the reference's loss is specdec's, on pieces of a few conversations, with moved weights."""
-    target, settings = load_base(options, "float32"), method_settings(options)
-    drafter = fresh_drafter(target, settings)
-    with torch.no_grad():
-        for weight in drafter.parameters():  # some start at zero
-            weight.add_(torch.randn_like(weight), alpha=0.05)
-    pieces = list(enough(map(around_the_answer, conversations(options, target)), 64, 200))
-    ours = compute_features(target, collate(pack(pieces, 128, 0)), drafter.aux_layers)
-    theirs = padded_features(target, padded_batch(pieces), drafter.aux_layers)
-    found = []
-    for loss in (drafter(ours).loss, reference_loss(drafter, settings, theirs)):
-        found.append((loss.item(), torch.autograd.grad(loss, list(drafter.parameters()))))
-    (our_loss, our_slopes), (their_loss, their_slopes) = found
-    apart = sum(float((a - b).square().sum()) for a, b in zip(our_slopes, their_slopes, strict=True))
-    apart = (apart / sum(float(a.square().sum()) for a in our_slopes)) ** 0.5
-    print(
-        f"loss on {len(pieces)} conversations: specdec {our_loss:.6f}, reference {their_loss:.6f} "
-        f"(relative difference {abs(our_loss / their_loss - 1):.1e}, of the gradients {apart:.1e})",
-        flush=True,
-    )
-    if not (abs(our_loss / their_loss - 1) < 1e-4 and apart < 1e-3):
-        sys.exit("the reference trains something else")
-
-
-def around_the_answer(sequence: Sequence) -> Sequence:
-    """The end of the first prompt, and the beginning of its answer."""
-    first = int(sequence.loss_mask.argmax())
-    piece = slice(max(0, first - 5 - first % 20), first + 40)
-    return Sequence(sequence.token_ids[piece], sequence.loss_mask[piece])
-
-
-# ---------------------------------------------------------------- running
 
 
 class Run:
