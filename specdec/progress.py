@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Self
 
 EVERY = 5.0  # seconds between two plain lines
 REDRAWN = 0.25  # seconds between two states of a bar
@@ -33,23 +34,21 @@ def while_waiting(say: Say, what: str, every: float = EVERY) -> Iterator[None]:
         thread.join()
 
 
-class Progress:
-    """Shows how far async work is, in `with`, as long as `keep_showing` runs beside it.
+class Shown:
+    """A state that changes: a bar at a terminal until the block ends, a plain line now and then elsewhere."""
 
-    line: the whole state as one line. count: (done, total), for the bar.
-    """
-
-    def __init__(self, say: Say, line: Callable[[], str], count: Callable[[], tuple[int, int]]) -> None:
-        self._say, self._line, self._count = say, line, count
+    def __init__(self, say: Say, total: int) -> None:
+        self._say = say
+        self._told = self.now()
         self._bar = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(BarColumn(), TextColumn("{task.description}"), transient=True)
-            self._task = self._bar.add_task("", total=max(1, count()[1]))
+            self._task = self._bar.add_task("", total=max(1, total))
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         return self
@@ -58,11 +57,48 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    @property
+    def redrawn(self) -> float:
+        """Seconds after which a new state is worth showing."""
+        return REDRAWN if self._bar else EVERY
+
+    def show(self, done: int, line: str) -> None:
+        """line: the whole state. done: of the total, for the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=line)
+        elif self.now() - self._told >= EVERY:
+            self._told = self.now()
+            self._say(line)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class Steps(Shown):
+    """Of work whose steps take about the same time each; says how much is left. done: before this began."""
+
+    def __init__(self, say: Say, total: int, done: int = 0) -> None:
+        super().__init__(say, total)
+        self._total, self._first, self._began = total, done, self.now()
+
+    def show(self, done: int, line: str) -> None:
+        """line: without the time."""
+        took = (self.now() - self._began) / max(1, done - self._first)
+        super().show(done, f"{line}, {took * (self._total - done):.0f} s left")
+
+
+class Progress(Shown):
+    """Shows how far async work is, in `with`, as long as `keep_showing` runs beside it.
+
+    line: the whole state as one line. count: (done, total), for the bar.
+    """
+
+    def __init__(self, say: Say, line: Callable[[], str], count: Callable[[], tuple[int, int]]) -> None:
+        super().__init__(say, count()[1])
+        self._line, self._count = line, count
+
     async def keep_showing(self) -> None:
         """Until it is cancelled."""
         while True:
-            await asyncio.sleep(REDRAWN if self._bar else EVERY)
-            if self._bar:
-                self._bar.update(self._task, completed=self._count()[0], description=self._line())
-            else:
-                self._say(self._line())
+            await asyncio.sleep(self.redrawn)
+            self.show(self._count()[0], self._line())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from specdec.progress import Progress, while_waiting
+from specdec.progress import Progress, Steps, while_waiting
 
 
 def test_lines_come_while_the_block_lasts_and_stop_with_it() -> None:
@@ -68,3 +68,15 @@ def test_at_a_terminal_a_bar_is_drawn_and_taken_away() -> None:
     assert "━" in text
     assert "/20 rows" in text
     assert text.rindex("\x1b[2K") < text.rindex("behind"), "the bar is erased before what comes behind it"
+
+
+def test_steps_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done before an interruption took no time of this run."""
+    clock = [0.0]
+    monkeypatch.setattr(Steps, "now", lambda _self: clock[0])
+    said: list[str] = []
+    with Steps(said.append, 100, done=40) as steps:
+        for done, seconds in ((41, 2.0), (50, 20.0), (52, 24.0), (100, 120.0)):
+            clock[0] = seconds
+            steps.show(done, f"step {done}")
+    assert said == ["step 50, 100 s left", "step 100, 0 s left"]

@@ -137,7 +137,9 @@ def train(
     max_length: Annotated[
         int | None, typer.Option("--max-length", "--training-seq-len", "--training_seq_len", help="Of a packed row.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Packed rows in one step.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "--rows-per-step", help="Packed rows in one step.")
+    ] = None,
     rows_per_pass: Annotated[int | None, typer.Option(help="Packed rows that a process takes at once.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = None,
     features: Annotated[str | None, typer.Option(help="online, or cached: run the base once.")] = None,

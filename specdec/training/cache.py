@@ -11,8 +11,7 @@ the others are made again, to the same bytes. Training maps the shards into memo
 
 import hashlib
 import shutil
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from specdec.data.packing import PackedRow
 from specdec.drafters import Features
 from specdec.errors import ConfigError, DataError, ModelError, SpecdecError, disk_is_full
 from specdec.io import replacing, sha256_file, sha256_json, write_json
-from specdec.progress import EVERY, Say
+from specdec.progress import Say, Steps
 from specdec.targets import Target
 from specdec.targets import target as target_code
 from specdec.training.features import Batch, collate, compute_features
@@ -195,19 +194,17 @@ class _Writer:
         state().wait_for_everyone()  # nobody writes while somebody still looks for what is missing
         own = [missing[i] for i in share(len(missing))]
         rows = [self.layout.rows(shard) for shard in own]
-        progress = _Progress(self.say, sum(map(len, rows)))
-        for shard in own:
-            tensors = self._shard(self.layout.rows(shard), progress)
-            try:
-                with replacing(_file(self.folder, shard)) as aside:
-                    save_file(tensors, aside)
-            except (OSError, SafetensorError) as error:
-                if not disk_is_full(error):
-                    raise
-                raise SpecdecError(
-                    f"the disk of {self.folder} is full: free some space and run the same command again; "
-                    "the features that are written are kept"
-                ) from error
+        total, done = sum(map(len, rows)), 0
+
+        def passed(count: int) -> None:
+            nonlocal done
+            done += count
+            if is_main():  # the others have as much to do
+                shown.show(done, f"features: {done / total:.0%} computed")
+
+        with Steps(self.say, total) as shown:
+            for shard in own:
+                self._write(shard, self._shard(self.layout.rows(shard), passed))
         state().wait_for_everyone()
         lost = [shard for shard in missing if not self.layout.is_whole(self.folder, shard)]
         if lost:
@@ -215,15 +212,26 @@ class _Writer:
                 f"{_file(self.folder, lost[0])} is not there after it was written: all processes need the same disk"
             )
 
-    def _shard(self, places: range, progress: "_Progress") -> dict[str, Tensor]:
+    def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
+        try:
+            with replacing(_file(self.folder, shard)) as aside:
+                save_file(tensors, aside)
+        except (OSError, SafetensorError) as error:
+            if not disk_is_full(error):
+                raise
+            raise SpecdecError(
+                f"the disk of {self.folder} is full: free some space and run the same command again; "
+                "the features that are written are kept"
+            ) from error
+
+    def _shard(self, places: range, passed: Callable[[int], None]) -> dict[str, Tensor]:
         """The tensors of a shard. The passes depend on the shard alone, so its bytes do too."""
         made = [
-            self._pass(places[i : i + self.rows_per_pass], progress)
-            for i in range(0, len(places), self.rows_per_pass)
+            self._pass(places[i : i + self.rows_per_pass], passed) for i in range(0, len(places), self.rows_per_pass)
         ]
         return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
-    def _pass(self, places: range, progress: "_Progress") -> dict[str, Tensor]:
+    def _pass(self, places: range, passed: Callable[[int], None]) -> dict[str, Tensor]:
         features = compute_features(self.target, collate([self.rows[i] for i in places]), self.aux_layers)
         real = features.document_ids >= 0
         tensors: dict[str, Tensor] = {}
@@ -231,7 +239,7 @@ class _Writer:
             states = getattr(features, name)
             self._check_finite(states, real, places)
             tensors |= dict(_encode(name, states[real], layers, self.layout.dtype))
-        progress.add(len(places))
+        passed(len(places))
         return tensors
 
     def _check_finite(self, states: Tensor, real: Tensor, places: range) -> None:
@@ -241,24 +249,8 @@ class _Writer:
             begin = self.rows[places[bad[0]]].token_ids[:8].tolist()
             raise ModelError(
                 f"the states of {self.target.name} are not finite in the packed rows {numbers} (counted from 0; "
-                f"the first begins with the tokens {begin}): try training.dtype float32"
+                f"the first begins with the tokens {begin}): try dtype float32"
             )
-
-
-class _Progress:
-    """Says now and then how far the main process is: the others have as much to do."""
-
-    def __init__(self, say: Say, total: int):
-        self._say, self._total, self._done = say, total, 0
-        self._began = self._told = time.monotonic()
-
-    def add(self, rows: int) -> None:
-        self._done += rows
-        now = time.monotonic()
-        if is_main() and now - self._told >= EVERY:
-            self._told = now
-            left = (now - self._began) / self._done * (self._total - self._done)
-            self._say(f"features: {self._done / self._total:.0%} computed, {left:.0f} s left")
 
 
 def _encode(name: str, states: Tensor, layers: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -304,14 +296,11 @@ def _about(target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype
 
 def _check_room(root: Path, folder: Path, layout: _Layout, missing: list[int], limit_gb: float) -> None:
     """Raises ConfigError above the limit, SpecdecError when what is missing does not fit on the disk."""
-    smaller = (
-        "take a smaller training.cache_dtype (float8_e4m3fn: a byte a value), or set training.features to online"
-    )
+    smaller = "take a smaller cache_dtype (float8_e4m3fn: a byte a value), or set features to online"
     whole, needed = layout.bytes(range(layout.shards)), layout.bytes(missing)
     if whole > limit_gb * 1e9:
         raise ConfigError(
-            f"cached features would take {_size(whole)}, and training.cache_limit_gb is {limit_gb:g}: "
-            f"raise it, {smaller}"
+            f"cached features would take {_size(whole)}, and cache_limit_gb is {limit_gb:g}: raise it, {smaller}"
         )
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free

@@ -26,9 +26,7 @@ def pack_rows(
     the base does not have.
     """
     if length > target.max_positions:
-        raise ConfigError(
-            f"training.max_length is {length}, and {target.name} takes {target.max_positions} positions at most"
-        )
+        raise ConfigError(f"max_length is {length}, and {target.name} takes {target.max_positions} positions at most")
     found = [s for row in rows for s in sequences(row)]
     tokens, answers = sum(map(len, found)), sum(int(s.loss_mask.sum()) for s in found)
     if not answers:

@@ -1,7 +1,7 @@
 """One training run, from rows to the best drafter; it goes on where it was interrupted."""
 
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from specdec.drafters import Drafter, load_drafter
 from specdec.drafters.unrolled import Unrolled
 from specdec.errors import ConfigError, DataError, ModelError
 from specdec.io import write_text
+from specdec.progress import Steps
 from specdec.targets import Target
 from specdec.training.cache import FeatureCache
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
@@ -53,31 +54,33 @@ def train(
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if not any(row.loss_mask.any() for row in rows):
-            raise DataError(
-                f"no {name} row has an answer token within training.max_length: raise it, or look at the data"
-            )
+            raise DataError(f"no {name} row has an answer token within max_length: raise it, or look at the data")
     if isinstance(drafter, Unrolled):
         drafter.checkpointing = settings.gradient_checkpointing
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")
     if settings.shard_base:
         shard_base(target)
     features_of = _feature_source(target, drafter, [*train_rows, *validation_rows], settings, cache, say)
-    trainer = _trainer(target, drafter, features_of, train_rows, validation_rows, settings, work, on_log, say)
+    set_seed(settings.seed)
+    planned = max(1, int(settings.epochs * -(-len(train_rows) // settings.rows_per_step)))
     finished = work / FINISHED
     with state().main_process_first():
         resume = last_complete(work, say) if work.exists() else None
+    steps = step_of(resume) if resume else 0
     if resume:
         say(f"going on from {Path(resume).name}")
-    planned = str(trainer.args.max_steps)
-    ended = finished.exists() and finished.read_text() == planned
-    if resume and (ended or step_of(resume) >= trainer.args.max_steps):
+    shown = Steps(say, planned, steps)
+    told = _Told(on_log, shown, planned, say)
+    trainer = _trainer(target, drafter, features_of, train_rows, validation_rows, settings, planned, work, told)
+    ended = finished.exists() and finished.read_text() == str(planned)
+    if resume and (ended or steps >= planned):
         load_best(drafter, Path(resume))  # the Trainer would take one step more
-        steps = step_of(resume)
     else:
-        trainer.train(resume_from_checkpoint=resume)
+        with shown if is_main() else nullcontext():
+            trainer.train(resume_from_checkpoint=resume)
         steps = trainer.state.global_step
         if is_main():
-            write_text(finished, planned)
+            write_text(finished, str(planned))
     metrics = validate(features_of, drafter, validation_rows, settings.rows_per_pass)
     return TrainingResult(metrics, steps)
 
@@ -86,13 +89,12 @@ def warm_start(drafter: Drafter, folder: Path) -> None:
     """Takes the weights of a trained drafter of the same method and sizes. Raises ModelError naming what differs."""
     trained = load_drafter(folder, drafter.target, trainable=True)
     if trained.method != drafter.method:
-        raise ModelError(f"training.warm_start: {folder} is a {trained.method} drafter, and this is {drafter.method}")
+        raise ModelError(f"warm_start: {folder} is a {trained.method} drafter, and this is {drafter.method}")
     ours, theirs = drafter.checkpoint_config(), trained.checkpoint_config()
     if ours != theirs:
         names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
         raise ModelError(
-            f"training.warm_start: the config.json of {folder} has another {', '.join(names[:4])} than the settings "
-            "ask for"
+            f"warm_start: the config.json of {folder} has another {', '.join(names[:4])} than the settings ask for"
         )
     drafter.load_state_dict(trained.state_dict())
 
@@ -127,12 +129,10 @@ def _trainer(
     train_rows: list[PackedRow],
     validation_rows: list[PackedRow],
     settings: TrainingSettings,
+    steps: int,
     work: Path,
-    on_log: LogFunction,
-    say: Callable[[str], None],
+    told: "_Told",
 ) -> DrafterTrainer:
-    set_seed(settings.seed)
-    steps = max(1, int(settings.epochs * -(-len(train_rows) // settings.rows_per_step)))
     passes = _passes(settings)
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -166,7 +166,7 @@ def _trainer(
     arguments._n_gpu = min(1, arguments.n_gpu)
     trainer = DrafterTrainer(
         features_of,
-        _Told(on_log, steps, say),
+        told,
         model=drafter,
         args=arguments,
         train_dataset=Schedule(train_rows, settings.rows_per_step, steps, settings.seed),
@@ -189,31 +189,21 @@ def _passes(settings: TrainingSettings) -> int:
     at_once = settings.rows_per_pass * processes
     if settings.rows_per_step % at_once:
         raise ConfigError(
-            f"training.rows_per_step is {settings.rows_per_step}, no multiple of rows_per_pass "
+            f"rows_per_step is {settings.rows_per_step}, no multiple of rows_per_pass "
             f"{settings.rows_per_pass} x {processes} processes"
         )
     return settings.rows_per_step // at_once
 
 
 class _Told:
-    """Passes figures on, and tells a person how far the run is, at most every three seconds."""
+    """Passes figures on, and tells a person how far the run is."""
 
-    def __init__(self, on_log: LogFunction, steps: int, say: Callable[[str], None]):
-        self._on_log, self._steps, self._say = on_log, steps, say
-        self._began: tuple[float, int] | None = None
-        self._told = 0.0
+    def __init__(self, on_log: LogFunction, shown: Steps, steps: int, say: Callable[[str], None]):
+        self._on_log, self._shown, self._steps, self._say = on_log, shown, steps, say
 
     def __call__(self, metrics: dict[str, float], step: int) -> None:
         self._on_log(metrics, step)
-        now = time.monotonic()
         if "validation/acceptance_length" in metrics:
             self._say(f"step {step}: validation acceptance length {metrics['validation/acceptance_length']:.3f}")
-        elif now - self._told > 3:
-            self._told = now
-            self._say(f"step {step}/{self._steps}, loss {metrics['loss']:.3f}{self._left(now, step)}")
-
-    def _left(self, now: float, step: int) -> str:
-        if self._began is None:
-            self._began = (now, step)
-        seconds, done = now - self._began[0], step - self._began[1]
-        return f", {seconds / done * (self._steps - step):.0f} s left" if done else ""
+        else:
+            self._shown.show(step, f"step {step}/{self._steps}, loss {metrics['loss']:.3f}")

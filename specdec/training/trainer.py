@@ -117,7 +117,7 @@ def _not_finite(loss: float, features: Features, inputs: Batch, step: int) -> st
         rows = ", ".join(_start_of(inputs["token_ids"][i]) for i in bad.nonzero().squeeze(-1).tolist()[:3])
         return (
             f"the base's states are not finite in step {step}, in {int(bad.sum())} packed rows (they begin with the "
-            f"tokens {rows}): try training.dtype float32; the last checkpoint is kept"
+            f"tokens {rows}): try dtype float32; the last checkpoint is kept"
         )
     return f"the loss is {loss} at step {step}: lower the learning rate; the last checkpoint is kept"
 

@@ -562,9 +562,9 @@ def test_a_drafter_of_another_method_or_base_is_no_start(
     done(specdec("--model", base, *common, "--mode", "medusa", "--output-dir", "medusa"))
     again = ("--warm-start", "medusa", "--output-dir", "out")
     line = refused(specdec("--model", base, *common, "--mode", "eagle", *again))
-    assert "training.warm_start: medusa is a medusa drafter, and this is eagle" in line
+    assert "warm_start: medusa is a medusa drafter, and this is eagle" in line
     line = refused(specdec("--model", base, *common, "--mode", "medusa", "--medusa-num-heads", 3, *again))
-    assert "training.warm_start: the config.json of medusa has another num_heads" in line
+    assert "warm_start: the config.json of medusa has another num_heads" in line
     line = refused(specdec("--model", base, *common, "--mode", "medusa", "--warm-start", "models:/x", *again[2:]))
     assert "models:/x: write models:/NAME@ALIAS" in line
     write_base(tmp_path / "other", seed=1)

@@ -26,6 +26,7 @@ from torch import Tensor
 from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.drafters import Features, new_drafter
 from specdec.errors import ConfigError, DataError, ModelError, SpecdecError
+from specdec.progress import Steps
 from specdec.targets import Target
 from specdec.targets.identity import Identity
 from specdec.training import cache as cache_module
@@ -385,7 +386,7 @@ def test_two_processes_share_the_work(target: Target, forked: Path, tmp_path: Pa
 
 def test_a_cache_above_the_limit_is_refused_before_the_base_runs(target: Target, tmp_path: Path) -> None:
     base = Counted(target)
-    with pytest.raises(ConfigError, match=r"would take \d\.\d MB, and training.cache_limit_gb is 0.0001: raise it, "):
+    with pytest.raises(ConfigError, match=r"would take \d\.\d MB, and cache_limit_gb is 0.0001: raise it, "):
         build(base, tmp_path, limit_gb=1e-4)
     assert base.passes == 0
     assert not list(tmp_path.iterdir())
@@ -463,7 +464,7 @@ def test_states_that_are_not_finite_stop_it_and_name_the_row(
         build(Counted(target, spoil), tmp_path)
     assert str(raised.value) == (
         f"the states of tiny-llama are not finite in the packed rows 7 (counted from 0; the first begins with the "
-        f"tokens {begin}): try training.dtype float32"
+        f"tokens {begin}): try dtype float32"
     )
     assert len(shards(tmp_path)) == 2
 
@@ -480,13 +481,13 @@ def test_states_of_padding_do_not_matter(target: Target, tmp_path: Path) -> None
 
 
 def test_progress_is_said(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "EVERY", 0.0)
+    monkeypatch.setattr("specdec.progress.EVERY", 0.0)
     monkeypatch.setattr(cache_module, "SHARD_BYTES", 1)
     said: list[str] = []
     taken = rows()[:4]
-    clock = iter(range(0, 100, 10))
-    monkeypatch.setattr(cache_module.time, "monotonic", lambda: next(clock))
-    build(target, tmp_path, taken, say=said.append)
+    counted = Counted(target)
+    monkeypatch.setattr(Steps, "now", lambda _self: 10.0 * counted.passes)
+    build(counted, tmp_path, taken, say=said.append)
     assert said[1:] == [
         "features: 25% computed, 30 s left",
         "features: 50% computed, 20 s left",

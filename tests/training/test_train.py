@@ -122,12 +122,12 @@ def test_every_setting_reaches_the_trainer(target: Target, tmp_path: Path) -> No
         dtype="bfloat16",
         seed=9,
     ).training
+    told: Any = print
     made = _trainer(
-        target, new_drafter(target, settings()), compute_features, rows(40), rows(8), chosen, tmp_path, print, print
+        target, new_drafter(target, settings()), compute_features, rows(40), rows(8), chosen, 24, tmp_path, told
     )
     arguments = made.args
-    assert arguments.max_steps == 3 * -(-len(rows(40)) // 2)
-    assert arguments.warmup_steps == arguments.max_steps // 2
+    assert (arguments.max_steps, arguments.warmup_steps) == (24, 12)
     assert (arguments.learning_rate, arguments.weight_decay, arguments.max_grad_norm) == (7e-4, 0.1, 0.3)
     assert (arguments.bf16, arguments.seed, arguments.save_steps) == (True, 9, 4)
     assert arguments.n_gpu <= 1
