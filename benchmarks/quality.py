@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
 from torch import nn
 
@@ -130,7 +131,7 @@ def ablations(method: str, options: argparse.Namespace) -> list[Variant]:
         *common,
         Variant("aux_layers 2, L/2, L-3", {"aux_layers": original_layers}, {}),
         Variant("fc_norm, norm_output (3.1)", {"fc_norm": True, "norm_output": True}, {}),
-        Variant("draft vocabulary V/2", {"draft_vocab_size": half_vocabulary}, {}),
+        Variant("draft vocabulary V/4", {"draft_vocab_size": quarter}, {}),
     ]
 
 
@@ -139,8 +140,8 @@ def original_layers(target: Target) -> list[int]:
     return [2, target.num_layers // 2, target.num_layers - 3]
 
 
-def half_vocabulary(target: Target) -> int:
-    return target.vocab_size // 2
+def quarter(target: Target) -> int:
+    return target.vocab_size // 4
 
 
 def scratch_output(drafter: Drafter) -> None:
@@ -167,6 +168,7 @@ def trained(
     own = {name: value(target) if callable(value) else value for name, value in variant.own.items()}
     given: Change = dict(METHOD_DEFAULTS[method])
     given |= {"num_heads": max(CHAINS)} if method == "medusa" else {"unroll_steps": 3}
+    given |= {name: value for name, value in options.set if name in given}
     training = TRAINING_DEFAULTS | {
         "epochs": options.epochs,
         "learning_rate": options.learning_rate,
@@ -175,6 +177,7 @@ def trained(
         "rows_per_pass": options.rows_per_step,
         "save_steps": 10**6,
         "features": options.features,
+        "dtype": options.dtype,
     }
     settings = DRAFTER_SECTIONS[method].model_validate(given | own | {"training": training | variant.training})
     torch.manual_seed(settings.training.seed)
@@ -262,6 +265,11 @@ def signed(found: Interval) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(METHOD_DEFAULTS), metavar="METHOD")
@@ -276,6 +284,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows-per-step", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--features", choices=("online", "cached"), default="cached")
+    parser.add_argument("--dtype", default="float32", help="of the base; bfloat16 also is autocast's")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        type=setting,
+        metavar="NAME=VALUE",
+        help="settings of the methods that have them",
+    )
     parser.add_argument("--cache", type=Path, default=Path(".specdec/features"))
     parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--save", type=Path, help="folder for the trained drafters")
