@@ -1,16 +1,18 @@
 """Acceptance length of the methods at equal data and budget, and what each choice is worth.
 
-    python -m benchmarks.quality --base BASE --train data/synthetic/train.jsonl --prompts data/prompts/test.jsonl
-    python -m benchmarks.quality ... --ablate        one setting changed at a time
+    python -m benchmarks.quality medusa eagle eagle3 [--base DIR] [--train JSONL] [--prompts JSONL]
+    python -m benchmarks.quality eagle3 --ablate        one setting changed at a time
 
 --train: rows of `segments`, as `synthesize` writes them, or of bare `token_ids` (all of it answers). --prompts: rows
 of `messages` or `prompt_token_ids`; the base answers them greedily, and the drafters are counted on those answers as
 decoding would count them (docs/drafters.md); without --ablate they are decoded too, and both figures are printed.
-Intervals: bootstrap over prompts; for differences, over the same prompts.
+Intervals: bootstrap over prompts; for differences, over the same prompts. "defaults" are those of `specdec train`
+but for 5 Medusa heads and 3 unroll steps. The peak is the resident memory of the process, told for one method alone.
 """
 
 import argparse
 import resource
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,15 +60,20 @@ class Variant:
 
 def main() -> None:
     options = arguments()
+    known = {name for method in options.methods for name in METHOD_DEFAULTS[method]}
+    if strange := [name for name, _ in options.set if name not in known]:
+        sys.exit(f"--set {strange[0]}: no setting of {', '.join(options.methods)}")
     state()
-    target = Target.from_pretrained(options.base)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    target = Target.from_pretrained(options.base, dtype=options.dtype)
     rows = list(training_rows(options, target))
     answers = list(answered(options, target))
     console = Console(width=150)
     tokens = sum(int(row.loss_mask.sum()) for row in rows)
     console.print(
         f"{target.name}: {len(rows):,} rows of {options.max_length} ({tokens:,} answer tokens), "
-        f"{options.epochs:g} epochs, learning rate {options.learning_rate:g}; {len(answers)} test prompts, greedy"
+        f"{options.epochs:g} epochs, learning rate {options.learning_rate:g}, {options.dtype}, {options.features} "
+        f"features{''.join(f', {name} {value}' for name, value in options.set)}; {len(answers)} test prompts, greedy"
     )
     for method in options.methods:
         variants = ablations(method, options) if options.ablate else [Variant("defaults", {}, {})]
@@ -88,7 +95,7 @@ def report(
         drafter, speed = trained(target, method, variant, rows, answers, options)
         counts = {chain: counted(target, drafter, answers, chain) for chain in CHAINS}
         first = first or counts
-        line = [f"{method:7} {variant.name:34}"]
+        line = [f"{method:7} {variant.name:28}"]
         for chain in CHAINS:
             line.append(f"chain {chain}: {shown(interval(counts[chain]))}")
             if variant is not variants[0]:
@@ -97,23 +104,24 @@ def report(
                 found = [decoded(target, drafter, prompt, answer, chain, options) for prompt, answer in answers]
                 line.append(f"decoded {shown(interval(found))}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        line.append(f"{speed:,.0f} tokens/s" + ("" if options.ablate else f", peak {peak:,.0f} MB"))
+        line.append(f"{speed:,.0f} tokens/s" + (f", peak {peak:,.0f} MB" if len(options.methods) == 1 else ""))
         console.print("  ".join(line), soft_wrap=True)
-        if options.save:
+        if options.save and variant is variants[0]:
             drafter.draft_tokens = CHAINS[0] if method != "medusa" else drafter.draft_tokens
             drafter.save_pretrained(options.save / method, {"benchmark": variant.name})
 
 
 def ablations(method: str, options: argparse.Namespace) -> list[Variant]:
-    """The defaults, then one change at a time."""
+    """The defaults, then one change at a time. EAGLE speaks through the base's output layer: it has none to start."""
     rate = options.learning_rate
     losses = [Variant(f"loss {kind}", {"loss": kind}, {}) for kind in ("cross_entropy", "overlap", "hybrid")]
     rates = [Variant(f"learning rate {r:g}", {}, {"learning_rate": r}) for r in (rate / 2, rate * 2)]
     scratch = Variant("output layer from scratch", {}, {}, scratch_output)
-    common = [Variant("defaults", {}, {}), Variant("another seed", {}, {"seed": 1}), *losses, *rates, scratch]
+    common = [Variant("defaults", {}, {}), Variant("another seed", {}, {"seed": 1}), *losses, *rates]
     if method == "medusa":
         return [
             *common,
+            scratch,
             Variant("shared output layer", {"shared_output_layer": True}, {}),
             Variant("2 residual layers", {"num_layers": 2}, {}),
             Variant("head_decay 1", {"head_decay": 1.0}, {}),
@@ -129,6 +137,7 @@ def ablations(method: str, options: argparse.Namespace) -> list[Variant]:
         ]
     return [
         *common,
+        scratch,
         Variant("aux_layers 2, L/2, L-3", {"aux_layers": original_layers}, {}),
         Variant("fc_norm, norm_output (3.1)", {"fc_norm": True, "norm_output": True}, {}),
         Variant("draft vocabulary V/4", {"draft_vocab_size": quarter}, {}),
@@ -192,7 +201,6 @@ def trained(
 
     with tempfile.TemporaryDirectory() as work:
         held = [packed(prompt, answer, options.max_length) for prompt, answer in answers[:8]]
-        options.cache.mkdir(parents=True, exist_ok=True)
         train(target, drafter, rows, held, settings.training, Path(work), options.cache, on_log, lambda line: None)
     drafter.eval()
     return drafter, len(speeds) / sum(1 / s for s in speeds)
@@ -258,11 +266,11 @@ def _sums(counts: list[AcceptanceCount]) -> tuple[list[int], list[int]]:
 
 
 def shown(found: Interval) -> str:
-    return f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.3f}" + (f" [{found.low:.2f}, {found.high:.2f}]" if found.low is not None else "")
 
 
 def signed(found: Interval) -> str:
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}" + (f" [{found.low:+.3f}, {found.high:+.3f}]" if found.low is not None else "")
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -272,7 +280,9 @@ def setting(text: str) -> tuple[str, Any]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=list(METHOD_DEFAULTS), metavar="METHOD")
+    parser.add_argument(
+        "methods", nargs="+", choices=METHOD_DEFAULTS, metavar="METHOD", help=", ".join(METHOD_DEFAULTS)
+    )
     parser.add_argument("--base", default="models/base")
     parser.add_argument("--train", type=Path, default=Path("data/synthetic/train.jsonl"))
     parser.add_argument("--prompts", type=Path, default=Path("data/prompts/test.jsonl"))

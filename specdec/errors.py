@@ -9,10 +9,10 @@ import errno
 import json
 import os
 import sys
-import time
+from pathlib import Path
 
 EX_TEMPFAIL = 75  # sysexits.h: the same command may work later
-LAUNCHED = "specdec"  # begins the run id of processes that we started (`specdec.training.launch`)
+LAUNCHER = "SPECDEC_LAUNCHER"  # in the environment of processes that we started: where they leave their errors
 
 
 class SpecdecError(Exception):
@@ -63,11 +63,23 @@ def disk_is_full(error: Exception) -> bool:
     return any(sign in str(error) for sign in told)
 
 
-def tell_error(message: str) -> None:
+def tell_error(message: str, exit_code: int) -> None:
     """The one line on stderr. One of several processes of ours leaves it to the process that started them."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(LAUNCHED):
-        with open(file, "w") as out:
-            json.dump({"message": message, "timestamp": int(time.time())}, out)
-    else:
-        print(f"specdec: error: {message}", file=sys.stderr, flush=True)
+    if folder := os.environ.get(LAUNCHER):
+        try:
+            aside = Path(folder, f"{os.getpid()}.part")
+            aside.write_text(json.dumps([message, exit_code]))
+            aside.replace(aside.with_suffix(".told"))
+            return
+        except OSError:
+            pass  # nobody else can tell it then
+    print(f"specdec: error: {message}", file=sys.stderr, flush=True)
+
+
+def told_by(pid: int, folder: str) -> tuple[str, int] | None:
+    """What that process left in `folder` with `tell_error`: (message, exit code)."""
+    told = Path(folder, f"{pid}.told")
+    if not told.exists():
+        return None
+    message, exit_code = json.loads(told.read_text())
+    return message, exit_code

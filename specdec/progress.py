@@ -37,7 +37,7 @@ def while_waiting(say: Say, what: str, every: float = EVERY) -> Iterator[None]:
 class Shown:
     """A state that changes: a bar at a terminal until the block ends, a plain line now and then elsewhere."""
 
-    def __init__(self, say: Say, total: int) -> None:
+    def __init__(self, say: Say, total: int, done: int = 0) -> None:
         self._say = say
         self._told = self.now()
         self._bar = None
@@ -46,7 +46,7 @@ class Shown:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(BarColumn(), TextColumn("{task.description}"), transient=True)
-            self._task = self._bar.add_task("", total=max(1, total))
+            self._task = self._bar.add_task("starting", completed=done, total=max(1, total))
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -78,8 +78,12 @@ class Steps(Shown):
     """Of work whose steps take about the same time each; says how much is left. done: before this began."""
 
     def __init__(self, say: Say, total: int, done: int = 0) -> None:
-        super().__init__(say, total)
+        super().__init__(say, total, done)
         self._total, self._first, self._began = total, done, self.now()
+
+    def __enter__(self) -> Self:
+        self._began = self.now()
+        return super().__enter__()
 
     def show(self, done: int, line: str) -> None:
         """line: without the time."""

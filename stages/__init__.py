@@ -57,7 +57,7 @@ def say(line: str) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    tell_error(message)
+    tell_error(message, code)
     sys.exit(code)
 
 

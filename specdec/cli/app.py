@@ -195,8 +195,9 @@ def train(
     try:
         train_drafter(request, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        print("specdec: interrupted: run the same command again, it goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
+        saved = any(output_dir.parent.glob(f"{output_dir.name}.work/*/checkpoint-*"))
+        how = "it goes on from its last checkpoint" if saved else "it begins anew (--save-steps comes too late)"
+        _fail(f"interrupted: run the same command again, {how}", 130)
 
 
 @app.command()
@@ -249,5 +250,5 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    tell_error(message)
+    tell_error(message, code)
     sys.exit(code)

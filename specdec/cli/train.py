@@ -67,6 +67,9 @@ def train_drafter(request: Request, say: Say) -> None:
     launch_processes(request.command, Environment.read().processes)
     tell: Say = say if is_main() else lambda _line: None
     target = _load_base(request.model, training.dtype, base_device(training.shard_base), tell)
+    if "max_length" not in request.training:
+        training = training.model_copy(update={"max_length": min(training.max_length, target.max_positions)})
+        settings = settings.model_copy(update={"training": training})
     rows = {
         split: pack_rows(found, file, split, training.max_length, target, tell)
         for split, (file, found) in _splits(request, target, tell).items()
@@ -82,8 +85,13 @@ def train_drafter(request: Request, say: Say) -> None:
             folder = drafter_folder(training.warm_start, root / WARM_START)
         warm_start(drafter, folder)
         started_from = sha256_file(folder / "model.safetensors")
-    provenance = {"base": target.identity.as_dict(), "data": _data(request), "settings": settings.model_dump()}
-    work = root / sha256_json([[provenance, started_from], deciding_code()])[:16]
+    provenance = {
+        "base": target.identity.as_dict(),
+        "data": _data(request),
+        "settings": settings.model_dump(),
+        **({"warm_start": started_from} if started_from else {}),
+    }
+    work = root / sha256_json([provenance, deciding_code()])[:16]
     result = train(
         target,
         drafter,
@@ -99,7 +107,10 @@ def train_drafter(request: Request, say: Say) -> None:
         drafter.save_pretrained(request.output, provenance | {"validation": result.metrics})
         _remove_work(root, work)
     rates = ", ".join(f"{v:.3f}" for n, v in result.metrics.items() if n.startswith("rate/"))
-    tell(f"{request.output}: validation acceptance length {result.metrics['acceptance_length']:.3f}, rates {rates}")
+    tell(f"validation acceptance length {result.metrics['acceptance_length']:.3f}, rates {rates}")
+    tell(
+        f"{request.output} is ready: specdec generate --base {request.model} --drafter {request.output} 'A question?'"
+    )
 
 
 def _remove_work(root: Path, work: Path) -> None:
@@ -169,7 +180,10 @@ def _splits(request: Request, target: Any, say: Say) -> dict[str, tuple[str, lis
         split["validation" if place < request.eval_share else "train"].append(row)
     for name, part in split.items():
         if not part:
-            raise DataError(f"{file}: its {len(rows)} conversations leave none for {name}: name --eval-data")
+            raise DataError(
+                f"{file}: of {len(rows)} conversations, split by their first question, none is left for {name}: name "
+                "--eval-data, or set --eval-share"
+            )
     return {name: (file, part) for name, part in split.items()}
 
 
@@ -185,7 +199,7 @@ def _read(file: Path, target: Any, say: Say) -> list[dict[str, Any]]:
     from specdec.data.rendering import render
 
     if _has_segments(file):
-        return list(_token_rows(file))
+        return list(_token_rows(file, target))
     count = RowCount()
     rows = list(render(target.tokenizer, read_conversations(file, count), target.stop_ids))
     bad = ", ".join(f"{n} x {kind}" for kind, n in count.bad.most_common())
@@ -210,7 +224,7 @@ def _has_segments(file: Path) -> bool:
         return False
 
 
-def _token_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _token_rows(file: Path, target: Any) -> Iterator[dict[str, Any]]:
     """The rows that have an answer. Raises DataError for one that `specdec synthesize` could not have written."""
     from specdec.data.conversations import BadRow, load_row
     from specdec.data.rows import read_rows
@@ -222,6 +236,12 @@ def _token_rows(file: Path) -> Iterator[dict[str, Any]]:
             raise DataError(f"{file}: row {number} is {error}: it is cut short or damaged, make it again") from None
         if not _is_token_row(row):
             raise DataError(f"{file}: row {number} has no `segments` of token ids, as the first has: make it again")
+        answered_by = row.get("base")
+        if isinstance(answered_by, dict) and answered_by.get("weights") not in (None, target.identity.weights):
+            raise DataError(
+                f"{file}: row {number} was answered by another base ({str(answered_by['weights'])[:12]}) than "
+                f"{target.name} ({target.identity.weights[:12]}): let this one answer, with `specdec synthesize`"
+            )
         if row["segments"]:
             yield row
 

@@ -213,7 +213,7 @@ class TrainingSettings(Section):
     save_steps: Positive = Field(description="steps between checkpoints; each one is validated")
     keep_checkpoints: Positive = Field(description="the last ones, beside the best one")
     early_stopping: Positive | None = Field(description="validations without a better one, then it ends; null: never")
-    warm_start: str | None = Field(description="folder of a trained drafter whose weights are gone on from")
+    warm_start: str | None = Field(description="trained drafter to go on from: a folder, or models:/NAME@ALIAS")
     features: Literal["online", "cached"] = Field(description="run the base in every step, or once, onto the disk")
     cache_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = Field(description="of cached features")
     cache_limit_gb: float = Field(gt=0, description="cached features may not be larger")

@@ -1,9 +1,10 @@
 """Speculative generation with one pass of the base a step and exact roll-back of its cache.
 
-    step:   base reads [newest token, draft 1 .. draft K] behind its cache -> chooses K+1 tokens
+    step:   base reads [newest token, draft 1 .. draft N] behind its cache -> chooses N+1 tokens
             the a accepted drafts and one more token are emitted; the cache is cut back to the a+1 true tokens
 
-Without a drafter the very same loop runs with K = 0: that is the "plain decoding" of every comparison.
+Drafts are a chain, or a tree whose nodes see the context and the nodes above them only. Without a drafter the very
+same loop runs with N = 0: that is the "plain decoding" of every comparison.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
 
-from specdec.decoding.verify import Chooser, count_accepted
-from specdec.drafters import Drafter, DraftState
+from specdec.decoding.verify import Chooser, accepted_path
+from specdec.drafters import Drafter, DraftState, Proposal, Tree
 from specdec.errors import DataError
 from specdec.targets import Target, TargetOutput
 
@@ -57,11 +60,12 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    tree: Tree | None = None,
 ) -> Generation:
     """Generates until a stop token of the base or `max_new_tokens`. See `steps`."""
     token_ids: list[int] = []
     accepted: list[int] = []
-    for i, step in enumerate(steps(target, drafter, prompt_ids, max_new_tokens, temperature, top_p, seed)):
+    for i, step in enumerate(steps(target, drafter, prompt_ids, max_new_tokens, temperature, top_p, seed, tree)):
         token_ids += step.token_ids
         if i > 0:
             accepted.append(step.accepted)
@@ -76,11 +80,14 @@ def steps(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    tree: Tree | None = None,
 ) -> Iterator[Step]:
     """The generation, step by step, for streaming.
 
     drafter: None for plain decoding. temperature 0 is greedy. seed: of the sampling; None takes a random one.
-    Raises DataError when the prompt is empty or does not leave room for one token in the base's context.
+    tree: how to grow a draft tree in each step; None: chains of the drafter's `draft_tokens`.
+    Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ModelError
+    when the base cannot verify trees.
     """
     room = target.max_positions - len(prompt_ids)
     if not prompt_ids or room < 1:
@@ -88,12 +95,19 @@ def steps(
             f"the prompt has {len(prompt_ids)} tokens: {target.name} takes 1 to {target.max_positions - 1}"
         )
     chooser = Chooser(temperature, top_p, _generator(target, seed))
-    return _run(target, drafter, prompt_ids, min(max_new_tokens, room), chooser)
+    if drafter and tree:
+        target.check_trees()
+    return _run(target, drafter, prompt_ids, min(max_new_tokens, room), chooser, tree)
 
 
 @torch.inference_mode()
 def _run(
-    target: Target, drafter: Drafter | None, prompt_ids: list[int], limit: int, chooser: Chooser
+    target: Target,
+    drafter: Drafter | None,
+    prompt_ids: list[int],
+    limit: int,
+    chooser: Chooser,
+    tree: Tree | None,
 ) -> Iterator[Step]:
     cache = target.new_cache()
     layers = drafter.aux_layers if drafter else ()
@@ -102,37 +116,51 @@ def _run(
     read = target.forward(prompt, cache=cache, layers=layers)
     newest = chooser(target.logits(read.hidden[0, -1:]))
     if drafter:
-        state.observe(torch.cat([prompt[0, 1:], newest]), *_rows(read, len(prompt_ids)))
+        auxiliary = None if read.auxiliary is None else read.auxiliary[0]
+        state.observe(torch.cat([prompt[0, 1:], newest]), read.hidden[0], auxiliary)
     emitted, done = _until_stop(newest.tolist(), target.stop_ids, limit)
     yield Step(emitted, 0, 0)
     left = limit - len(emitted)
     context = len(prompt_ids)
     while not done and left > 0:
         # The last token of the context never needs a draft behind it.
-        draft = _draft(drafter, state, min(left, target.max_positions - context - 1), newest)
-        read = target.forward(torch.cat([newest, draft])[None], cache=cache, layers=layers)
+        draft = _draft(drafter, state, min(left, target.max_positions - context - 1), newest, tree)
+        read = _verify(target, cache, newest, draft, layers)
         chosen = chooser(target.logits(read.hidden[0]))
-        accepted = int(count_accepted(draft, chosen)) if len(draft) else 0
-        context += accepted + 1
-        if accepted < len(draft):
-            cache.crop(context - cache.get_seq_length())
-        newest = chosen[accepted : accepted + 1]
+        path = accepted_path(draft, chosen)
+        accepted = len(path)
+        if draft.parents is None:
+            target.crop(cache, context + 1 + accepted)
+        else:
+            target.keep(cache, context + 1, path)
+        places = torch.cat([path.new_zeros(1), path + 1])  # of the rows that were read and stay
+        said = chosen[places]
+        newest = said[-1:]
         if drafter:
-            state.observe(chosen[: accepted + 1], *_rows(read, accepted + 1))
-        emitted, done = _until_stop(chosen[: accepted + 1].tolist(), target.stop_ids, left)
-        yield Step(emitted, len(draft), accepted)
+            auxiliary = None if read.auxiliary is None else read.auxiliary[0, places]
+            state.observe(said, read.hidden[0, places], auxiliary)
+        context += accepted + 1
+        emitted, done = _until_stop(said.tolist(), target.stop_ids, left)
+        yield Step(emitted, len(draft.token_ids), accepted)
         left -= len(emitted)
 
 
-def _rows(read: TargetOutput, count: int) -> tuple[Tensor, Tensor | None]:
-    """The first `count` rows of hidden and auxiliary states, without the batch."""
-    return read.hidden[0, :count], None if read.auxiliary is None else read.auxiliary[0, :count]
+def _verify(
+    target: Target, cache: DynamicCache, newest: Tensor, draft: Proposal, layers: tuple[int, ...]
+) -> TargetOutput:
+    """The base's states behind the newest token and behind each draft token, in one pass."""
+    token_ids = torch.cat([newest, draft.token_ids])[None]
+    if draft.parents is None:
+        return target.forward(token_ids, cache=cache, layers=layers)
+    sees = pad(draft.ancestors(), (1, 0, 1, 0), value=False)
+    sees[:, 0] = True  # everyone sees the newest token
+    return target.forward_tree(token_ids, sees, cache, layers)
 
 
-def _draft(drafter: Drafter | None, state: DraftState, budget: int, newest: Tensor) -> Tensor:
+def _draft(drafter: Drafter | None, state: DraftState, budget: int, newest: Tensor, tree: Tree | None) -> Proposal:
     if drafter is None or budget < 1:
-        return newest[:0]
-    return drafter.propose(state, budget).token_ids
+        return Proposal(newest[:0])
+    return drafter.propose(state, budget, tree)
 
 
 def _until_stop(tokens: list[int], stop_ids: frozenset[int], limit: int) -> tuple[list[int], bool]:

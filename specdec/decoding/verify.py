@@ -1,15 +1,17 @@
 """Verification: which draft tokens the base itself would have said (docs/drafters.md, "Why it is lossless").
 
-The draft here is a single choice a position, not a sample. For such a proposal the exact rule is simple: let the
-base choose its own token at every position, from its own distribution; while that token is the drafted one, go
-on to the next position, and stop with the first that differs. Every emitted token was then drawn from the base's
-distribution given the tokens before it: greedy decoding and sampling alike, with no correction to make.
+Drafts here are choices, not samples. For such a proposal, chain or tree, the exact rule is simple: let the base
+choose its own token behind the context, from its own distribution; while that token is among the drafts that follow,
+go on behind it, and stop with the first that is not. Every emitted token was then drawn from the base's distribution
+given the tokens before it: greedy decoding and sampling alike, with no correction to make.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from specdec.drafters import Proposal
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, indices, ordered)
 
 
-def count_accepted(draft: Tensor, chosen: Tensor) -> Tensor:
-    """draft[K], chosen[K+1] -> how many leading draft tokens the base chose too (a scalar tensor)."""
-    return (draft == chosen[: len(draft)]).int().cumprod(0).sum()
+def accepted_path(proposal: Proposal, chosen: Tensor) -> Tensor:
+    """Places of the accepted draft tokens, from the first one on.
+
+    chosen[N+1]: what the base chose behind the context, and behind each draft token.
+    """
+    if proposal.parents is None:
+        right = proposal.token_ids == chosen[:-1]
+        count = int(right.int().cumprod(0).sum())
+        return torch.arange(count, device=chosen.device)
+    right = proposal.token_ids == chosen[proposal.parents + 1]
+    ancestors = proposal.ancestors()
+    whole = ~(ancestors & ~right).any(1)  # all of its path is right; children differ, so there is one such path
+    deepest = int((ancestors.sum(1) * whole).argmax())
+    return (ancestors[deepest] & whole[deepest]).nonzero().squeeze(-1)

@@ -14,12 +14,12 @@ from specdec.drafters.interface import (
     DrafterLoss,
     DraftState,
     Features,
-    Proposal,
     answer_counts,
     check_identity,
     load_checkpoint,
 )
 from specdec.drafters.medusa import Medusa
+from specdec.drafters.trees import Proposal, Tree
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -71,6 +71,7 @@ __all__ = [
     "Features",
     "Medusa",
     "Proposal",
+    "Tree",
     "answer_counts",
     "load_drafter",
     "new_drafter",

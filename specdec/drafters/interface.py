@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import specdec
+from specdec.drafters.trees import Proposal, Tree
 from specdec.errors import ModelError
 from specdec.io import replacing_dir, write_json
 from specdec.targets import Target
@@ -87,13 +88,6 @@ def accepted(runs: list[Tensor], rows: list[Tensor], rights: list[Tensor]) -> Te
     for k, (row, right) in enumerate(zip(rows, rights, strict=True)):
         count[row] += right & (count[row] == k)
     return count.view_as(runs[0])
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A chain of draft tokens[K], each the drafter's single choice (a deterministic proposal)."""
-
-    token_ids: Tensor
 
 
 @dataclass
@@ -169,8 +163,11 @@ class Drafter(nn.Module, ABC):
         """
 
     @abstractmethod
-    def propose(self, state: DraftState, budget: int) -> Proposal:
-        """Reads what `state` observed (one token at least) and proposes the next `budget` tokens at most."""
+    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+        """Reads what `state` observed (one token at least) and proposes the next `budget` tokens at most.
+
+        tree: how to grow one; None: the chain of most probable tokens, `draft_tokens` long.
+        """
 
     def forward(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         """The loss: training wrappers (autocast, DDP, FSDP) hook into `forward`."""
@@ -209,13 +206,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], di
 
 
 def check_identity(folder: Path, provenance: dict[str, Any], target: Target) -> None:
-    """Raises ModelError, naming both hashes, when the drafter was trained on another base."""
+    """Raises ModelError, naming both hashes in short, when the drafter was trained on another base."""
     trained_on = provenance.get("base", {})
     for part, actual in target.identity.as_dict().items():
         if trained_on.get(part) != actual:
             raise ModelError(
-                f"{folder} was trained on another {part.replace('_', ' ')}: it has {trained_on.get(part)}, "
-                f"{target.name} has {actual}; train a drafter for this base, or pass force=True"
+                f"{folder} was trained for another base: its {part.replace('_', ' ')} "
+                f"({str(trained_on.get(part))[:12]}) differ from those of {target.name} ({actual[:12]}); train a "
+                "drafter for this base (in Python, force=True loads it all the same)"
             )
 
 

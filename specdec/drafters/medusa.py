@@ -19,10 +19,10 @@ from specdec.drafters.interface import (
     DrafterLoss,
     DraftState,
     Features,
-    Proposal,
     accepted,
     check_tensors,
 )
+from specdec.drafters.trees import Proposal, Said, Tree, grow, most_probable
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -143,10 +143,21 @@ class Medusa(Drafter):
         loss = head_loss(job, states, weights)
         return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
-    def propose(self, state: DraftState, budget: int) -> Proposal:
+    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
         assert state.hidden is not None
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()
-        pairs = list(zip(self.blocks, weights, strict=True))[: min(budget, self.draft_tokens)]
-        return Proposal(torch.cat([(block(newest) @ weight.T).argmax(-1) for block, weight in pairs]))
+        count = min(budget, tree.depth if tree else self.draft_tokens)
+        pairs = list(zip(self.blocks, weights, strict=True))[:count]
+        logits = [block(newest)[0] @ weight.T for block, weight in pairs]
+        if tree is None:
+            return Proposal(torch.stack([row.argmax() for row in logits]))
+        said = iter([most_probable(row, tree.width) for row in logits])
+
+        def extend(tokens: Tensor, _parents: Tensor) -> Said:
+            """A head says the same behind every node: it has seen none of them."""
+            scores, following = next(said)
+            return scores.expand(len(tokens), -1), following.expand(len(tokens), -1)
+
+        return grow(tree, len(logits), next(said), extend)

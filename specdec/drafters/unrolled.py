@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from specdec.drafters.attention import Chain, additive_mask, attend_to
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
-from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, Proposal, accepted, check_tensors
+from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, accepted, check_tensors
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
+from specdec.drafters.trees import Proposal, Said, Tree, grow, most_probable
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -172,33 +173,88 @@ class Unrolled(Drafter):
 
     # ---------------------------------------------------------------- drafting
 
-    def propose(self, state: DraftState, budget: int) -> Proposal:
-        assert state.token_ids is not None
-        assert state.hidden is not None
+    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
         if state.cache is None:
             state.cache = DraftCache(len(self.layers))
         cache: DraftCache = state.cache
-        start = cache.length
-        dtype = self._dtype
-        states = self.first_states(
-            state.hidden.to(dtype), None if state.auxiliary is None else state.auxiliary.to(dtype)
-        )
-        positions = torch.arange(start, start + len(states), device=states.device)
-        output = self._append(cache, states, state.token_ids, positions)[-1:]
-        state.forget()
+        output, position = self._read(state, cache)
         known = cache.length
-        drafted: list[Tensor] = []
-        for i in range(min(budget, self.draft_tokens)):
-            if i > 0:
-                output = self._append(cache, states, drafted[-1], positions[-1:] + i)
-            said, states = self.finish(output)
-            best = (said @ self.output_weight.to(dtype).T).argmax(-1)
-            drafted.append(best if self.vocabulary is None else self.vocabulary.to_target[best])
+        said, states = self.finish(output)
+        if tree is None:
+            proposal = self._chain(cache, said, states, position, min(budget, self.draft_tokens))
+        else:
+            proposal = self._grow(cache, said, states, position, min(budget, tree.depth), tree)
         cache.crop(known)
+        return proposal
+
+    def _read(self, state: DraftState, cache: "DraftCache") -> tuple[Tensor, Tensor]:
+        """(output[1, H] at the newest true state, its position[1]); the cache holds all of them."""
+        assert state.token_ids is not None
+        assert state.hidden is not None
+        auxiliary = None if state.auxiliary is None else state.auxiliary.to(self._dtype)
+        states = self.first_states(state.hidden.to(self._dtype), auxiliary)
+        count = len(states)
+        positions = torch.arange(cache.length, cache.length + count, device=states.device)
+        mask = None  # nothing is before them
+        if cache.length and count > 1:
+            mask = torch.ones(count, cache.length + count, dtype=torch.bool, device=states.device).tril(cache.length)
+        output = self._append(cache, states, state.token_ids, positions, mask, causal=cache.length == 0)
+        state.forget()
+        return output[-1:], positions[-1:]
+
+    def _chain(self, cache: "DraftCache", said: Tensor, states: Tensor, position: Tensor, count: int) -> Proposal:
+        drafted: list[Tensor] = []
+        for i in range(count):
+            if i > 0:
+                output = self._append(cache, states, drafted[-1], position + i)
+                said, states = self.finish(output)
+            drafted.append(self._to_target(self._logits(said).argmax(-1)))
         return Proposal(torch.cat(drafted))
 
-    def _append(self, cache: "DraftCache", states: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Runs n rows behind the cache, which holds them afterwards -> the layers' output [n, H]."""
+    def _grow(
+        self, cache: "DraftCache", said: Tensor, states: Tensor, position: Tensor, depth: int, tree: Tree
+    ) -> Proposal:
+        context, level = cache.length, 0
+        seen = torch.ones(1, context, dtype=torch.bool, device=said.device)  # of the cache, by each node given last
+
+        def following(said: Tensor) -> Said:
+            scores, tokens = most_probable(self._logits(said), tree.width)
+            return scores, self._to_target(tokens)
+
+        def extend(tokens: Tensor, parents: Tensor) -> Said:
+            """Runs the nodes, each of which sees the context, the nodes above it and itself."""
+            nonlocal states, seen, level
+            level += 1
+            above = parents.clamp(min=0)  # the context is the only row of the first level
+            own = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
+            seen = torch.cat([seen[above], own], 1)
+            output = self._append(cache, states[above], tokens, (position + level).expand(len(tokens)), seen)
+            said, states = self.finish(output)
+            return following(said)
+
+        scores, tokens = following(said)
+        return grow(tree, depth, (scores[0], tokens[0]), extend)
+
+    def _logits(self, said: Tensor) -> Tensor:
+        logits = said @ self.output_weight.to(said.dtype).T
+        return logits if self.logit_scale == 1.0 else logits * self.logit_scale
+
+    def _to_target(self, tokens: Tensor) -> Tensor:
+        return tokens if self.vocabulary is None else self.vocabulary.to_target[tokens]
+
+    def _append(
+        self,
+        cache: "DraftCache",
+        states: Tensor,
+        token_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Runs n rows behind the cache, which holds them afterwards -> the layers' output [n, H].
+
+        mask[n, T]: which of the cache's rows, the new ones included, each sees; None: all, or what `causal` says.
+        """
         embeddings = self.embed(token_ids)
         joined = self.join(states, embeddings)
 
@@ -206,16 +262,12 @@ class Unrolled(Drafter):
             query = self.rotary(layer.self_attn.query(inputs), positions)
             key, value = layer.self_attn.key_value(inputs)
             keys, values = cache.append(i, self.rotary(key, positions), value)
-            mask, whole = None, keys.shape[1] == len(query)
-            if len(query) > 1 and not whole:
-                mask = torch.ones(len(query), keys.shape[1], dtype=torch.bool, device=query.device)
-                mask = mask.tril(keys.shape[1] - len(query))
             found = scaled_dot_product_attention(
                 query.transpose(0, 1)[None],
                 keys[None],
                 values[None],
                 attn_mask=mask,
-                is_causal=whole and len(query) > 1,
+                is_causal=causal and len(query) > 1,
                 enable_gqa=True,
             )
             return found[0].transpose(0, 1).flatten(1)

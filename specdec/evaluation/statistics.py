@@ -49,7 +49,10 @@ def difference_interval(
 
     A resample draws the same prompts for both: what they share cancels out.
     """
-    return _interval([_pair(*ours), _pair(*theirs) * [[-1], [1]]], samples, confidence, seed)
+    pairs = [_pair(*ours), _pair(*theirs) * [[-1], [1]]]
+    if pairs[0].shape != pairs[1].shape:
+        raise ValueError(f"{pairs[0].shape[1]} prompts are compared with {pairs[1].shape[1]}")
+    return _interval(pairs, samples, confidence, seed)
 
 
 def _pair(numerators: ArrayLike, denominators: ArrayLike) -> Figures:
@@ -62,8 +65,11 @@ def _interval(pairs: list[Figures], samples: int, confidence: float, seed: int) 
     value = sum(float(_ratios(pair.sum(1))) for pair in pairs)
     if count < 2:
         return Interval(value, None, None)
-    draws = np.random.default_rng(seed).integers(0, count, size=(samples, count))
-    found = sum((_ratios(pair[:, draws].sum(2)) for pair in pairs), np.zeros(samples))
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(samples):  # one at a time: all at once would take gigabytes for a large prompt file
+        draw = random.integers(0, count, count)
+        found.append(sum(float(_ratios(pair[:, draw].sum(1))) for pair in pairs))
     tail = (1 - confidence) / 2 * 100
     low, high = np.percentile(found, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -65,7 +65,8 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from None
     except LocalEntryNotFoundError as error:
         raise TransientError(
-            f"the Hugging Face hub could not be reached for {repository}: {first_line(error)}"
+            f"the Hugging Face hub could not be reached for {repository}, which is no folder here: "
+            f"{first_line(error)}"
         ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{repository} has no revision {revision!r}: check fetch_base.revision") from None

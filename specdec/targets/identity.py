@@ -36,7 +36,10 @@ def identify(folder: Path) -> Identity:
     """
     record = folder / RECORD
     if record.exists():
-        return Identity(**json.loads(record.read_text())["identity"])
+        told = json.loads(record.read_text())
+        if "identity" not in told:
+            raise ModelError(f"{folder} is a {told.get('method')} drafter, and no base: name the model it drafts for")
+        return Identity(**told["identity"])
     return compute_identity(folder)
 
 

@@ -50,6 +50,7 @@ class Target:
             raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
         text = model.config.get_text_config()
         self.text_config = text
+        self._trees_checked = False
         self.decoder_layers = _decoder_layers(self._body, text.num_hidden_layers, name)
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
@@ -139,15 +140,70 @@ class Target:
         positions[B, T]: restart at 0 for every document of a packed row (no cache then): documents do not see
         each other. layers: i is the output of decoder layer i-1, before the final norm (0: the embeddings).
         """
+        return self._forward(token_ids, positions, cache, layers, None)
+
+    def forward_tree(
+        self, token_ids: Tensor, sees: Tensor, cache: DynamicCache, layers: tuple[int, ...] = ()
+    ) -> TargetOutput:
+        """One pass over a tree of token_ids[1, N] behind what `cache` holds (and which it then holds too).
+
+        sees[N, N]: row i marks node i and every node above it; all see the cache. See `check_trees`.
+        """
+        context, count = cache.get_seq_length(), len(sees)
+        positions = context + sees.sum(1) - 1
+        places = torch.cat([torch.arange(context, device=sees.device), positions])  # of the keys
+        visible = torch.cat([sees.new_ones(count, context), sees], 1)
+        masks = {}
+        for kind in self._layer_kinds:
+            seen = visible
+            if kind == "sliding_attention":
+                seen = visible & (places > positions[:, None] - self.text_config.sliding_window)
+            lowest = torch.finfo(self.dtype).min
+            masks[kind] = torch.zeros(1, 1, *seen.shape, dtype=self.dtype, device=seen.device)
+            masks[kind].masked_fill_(~seen, lowest)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        return self._forward(token_ids, positions[None], cache, layers, mask)
+
+    def _forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None,
+        cache: DynamicCache | None,
+        layers: tuple[int, ...],
+        mask: Tensor | dict[str, Tensor] | None,
+    ) -> TargetOutput:
         with _Listening(self.decoder_layers, layers) as heard:
             output = self._body(
                 input_ids=token_ids,
+                attention_mask=mask,
                 position_ids=positions,
                 use_cache=cache is not None,
                 **{self._cache_argument: cache},
             )
         auxiliary = torch.cat([heard[i] for i in layers], -1) if layers else None
         return TargetOutput(output.last_hidden_state, auxiliary)
+
+    @property
+    def _layer_kinds(self) -> list[str]:
+        """The kinds of attention of the layers, each once."""
+        one = "full_attention" if getattr(self.text_config, "sliding_window", None) is None else "sliding_attention"
+        return sorted(set(getattr(self.text_config, "layer_types", None) or [one]))
+
+    @staticmethod
+    def keep(cache: DynamicCache, start: int, places: Tensor) -> None:
+        """Of what the cache holds from `start` on, only the rows at start + places[n] stay, in that order."""
+        stop = start + len(places)
+        for layer in cache.layers:
+            for rows in (layer.keys, layer.values):
+                rows[:, :, start:stop] = rows[:, :, start + places]
+        Target.crop(cache, stop)
+
+    @staticmethod
+    def crop(cache: DynamicCache, length: int) -> None:
+        """Forgets what the cache holds behind `length`."""
+        behind = cache.get_seq_length() - length
+        if behind:
+            cache.crop(-behind)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden[..., H] -> logits[..., V] in float32."""
@@ -157,6 +213,31 @@ class Target:
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits
+
+    @torch.inference_mode()
+    def check_trees(self) -> None:
+        """Raises ModelError unless `forward_tree` says of each path what `forward` says of it alone; asked once."""
+        if self._trees_checked:
+            return
+        unknown = set(self._layer_kinds) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ModelError(
+                f"{self.name} has layers of {', '.join(sorted(unknown))}: draft trees cannot be verified"
+            )
+        ids = torch.arange(6, device=self.device) % self.vocab_size
+        sees = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
+        cache = self.new_cache()
+        self.forward(ids[None, :3], cache=cache)
+        tree = self.forward_tree(ids[None, 3:], sees, cache).hidden[0]
+        paths = [self.forward(ids[None, [0, 1, 2, 3, last]]).hidden[0] for last in (4, 5)]
+        wanted = torch.stack([paths[0][3], paths[0][4], paths[1][4]])
+        tolerance = 1e-4 if self.dtype is torch.float32 else 5e-2
+        if not torch.allclose(tree, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item()):
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}) does not keep to the mask of a draft tree (its states "
+                f"differ by {(tree - wanted).abs().max().item():.3g}): draft chains"
+            )
+        self._trees_checked = True
 
     @torch.inference_mode()
     def check_logits(self) -> None:

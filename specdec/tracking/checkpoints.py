@@ -5,7 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from specdec.errors import TrackingError
+from specdec.io import replacing_dir
+from specdec.tracking.model import CHECKPOINT
 from specdec.tracking.store import Store, connect, speaking
 
 REGISTRY = "models:/"
@@ -32,10 +36,11 @@ def fetch_drafter(address: str, into: Path) -> Path:
     if not model:
         raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
     folder = into / model["id"]
-    if not folder.exists():
-        into.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=into) as aside:
-            _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside).rename(folder)
+    into.mkdir(parents=True, exist_ok=True)
+    with FileLock(into / f"{folder.name}.lock"):  # two trainings may begin with the same one
+        if not folder.exists():
+            with replacing_dir(folder) as aside:
+                _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside, address)
     return folder
 
 
@@ -46,8 +51,14 @@ def _version(store: Store, name: str, version: str | None, alias: str | None) ->
         return store.client.get_model_version(name, version)
 
 
-def _download(store: Store, uri: str, folder: str) -> Path:
+def _download(store: Store, uri: str, folder: Path, address: str) -> None:
     from mlflow.artifacts import download_artifacts
 
-    with speaking(store.location):
-        return Path(download_artifacts(uri, dst_path=folder, tracking_uri=store.location.uri))
+    with tempfile.TemporaryDirectory(prefix="mlflow-", dir=folder) as aside:
+        with speaking(store.location):
+            found = Path(download_artifacts(uri, dst_path=aside, tracking_uri=store.location.uri))
+        missing = [name for name in CHECKPOINT if not (found / name).is_file()]
+        if missing:
+            raise TrackingError(f"{address} has no {', '.join(missing)}: register the drafter again")
+        for file in found.iterdir():
+            file.rename(folder / file.name)

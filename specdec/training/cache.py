@@ -12,6 +12,7 @@ the others are made again, to the same bytes. Training maps the shards into memo
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ class _Writer:
             if is_main():  # the others have as much to do
                 shown.show(done, f"features: {done / total:.0%} computed")
 
-        with Steps(self.say, total) as shown:
+        shown = Steps(self.say, total)
+        with shown if is_main() else nullcontext():
             for shard in own:
                 self._write(shard, self._shard(self.layout.rows(shard), passed))
         state().wait_for_everyone()

@@ -6,14 +6,17 @@ wrong first is told once, by the process that started them, with the exit code i
 
 import logging
 import os
+import signal
 import sys
+import tempfile
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from specdec.errors import LAUNCHED, ConfigError, SpecdecError
+from specdec.errors import LAUNCHER, ConfigError, SpecdecError, told_by
+from specdec.process import end_with_parent
 
 
 class ProcessFailed(SpecdecError):
@@ -31,39 +34,55 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
     Raises ConfigError when there are fewer GPUs, ProcessFailed with the first failure, KeyboardInterrupt when it is
     told to end.
     """
+    if LAUNCHER in os.environ:
+        end_with_parent()
     if not processes or processes == 1 or "LOCAL_RANK" in os.environ:
         return
     if 0 < torch.cuda.device_count() < processes:
         raise ConfigError(f"SPECDEC_PROCESSES is {processes}, and this machine has {torch.cuda.device_count()} GPUs")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell it ourselves
+    with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
+        os.environ[LAUNCHER] = folder
+        # As torchrun does: each process would take all cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        try:
+            _run([argument.replace("$", "$$") for argument in arguments], processes, folder)  # torch substitutes
+        except ChildFailedError as error:
+            _raise(folder, error.get_first_failure()[1])
+        except SignalException:
+            raise KeyboardInterrupt from None
+        finally:
+            del os.environ[LAUNCHER]
+    sys.exit(0)
+
+
+def _run(arguments: list[str], processes: int, folder: str) -> None:
+    for name in logging.root.manager.loggerDict:  # we tell it ourselves; each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    heard = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id=f"{LAUNCHED}-{os.getpid()}",
+        run_id=f"specdec-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        # Under nohup SIGHUP stays ignored.
+        signals_to_handle=",".join(s for s in heard if signal.getsignal(signal.Signals[s]) != signal.SIG_IGN),
     )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        raise _failed(error.get_first_failure()[1]) from None
-    except SignalException:
-        raise KeyboardInterrupt from None
-    sys.exit(0)
+    elastic_launch(config, sys.executable)(*arguments)
 
 
-def _failed(failure: ProcessFailure) -> ProcessFailed:
-    if os.path.isfile(failure.error_file):
-        return ProcessFailed(failure.message, failure.exitcode)
-    rank = failure.local_rank
-    if failure.exitcode < 0:
-        hint = " (out of memory?)" if failure.signal_name() == "SIGKILL" else ""
-        return ProcessFailed(
-            f"process {rank} was ended by {failure.signal_name()}{hint}: run the same command again, it goes on from "
-            "the last checkpoint",
-            128 - failure.exitcode,
-        )
-    return ProcessFailed(f"process {rank} failed, its error is above", failure.exitcode)
+def _raise(folder: str, failure: ProcessFailure) -> None:
+    """Raises what the first process said that failed; exits where it has printed a traceback of its own."""
+    if told := told_by(failure.pid, folder):
+        raise ProcessFailed(*told) from None
+    if failure.exitcode >= 0:
+        sys.exit(failure.exitcode)
+    hint = " (out of memory?)" if failure.signal_name() == "SIGKILL" else ""
+    raise ProcessFailed(
+        f"process {failure.local_rank} was ended by {failure.signal_name()}{hint}: run the same command again",
+        128 - failure.exitcode,
+    ) from None

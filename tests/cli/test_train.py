@@ -255,7 +255,8 @@ def test_the_commands_of_nvidias_example(
     length = {"max_length": 64} if spelling == "_" else {}  # the default's rows of 2048 take their time
     command += ["--training-seq-len", "64"] if length else []
     out = done(specdec(*("--" + part[2:].replace("-", spelling) if part[:2] == "--" else part for part in command)))
-    assert out.splitlines()[-1].startswith("drafter: validation acceptance length 1.")
+    assert out.splitlines()[-2].startswith("validation acceptance length 1.")
+    assert out.splitlines()[-1].startswith("drafter is ready: specdec generate --base ")
     assert {file.name for file in tmp_path.iterdir()} == {"train.jsonl", "drafter"}
     assert {file.name for file in (tmp_path / "drafter").iterdir()} == set(FILES)
     settings = record(tmp_path / "drafter")["settings"]
@@ -398,7 +399,9 @@ def test_killed_and_run_again_gives_the_same_bytes(specdec: Specdec, base: Path,
         assert not (tmp_path / "out").exists()
         assert "Traceback" not in said
     assert "going on from checkpoint-" in said
-    assert said.splitlines()[-1] == "specdec: interrupted: run the same command again, it goes on from here"
+    assert said.splitlines()[-1] == (
+        "specdec: error: interrupted: run the same command again, it goes on from its last checkpoint"
+    )
     assert "going on from checkpoint-" in done(specdec(*command))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert {file.name for file in tmp_path.iterdir()} == {"data.jsonl", "log-6", "log-12", "out", "whole"}
@@ -488,7 +491,10 @@ def test_two_processes_write_once(
         ({"--output-dir": "."}, "is there already"),
         ({"--output-dir": "no/such/folder"}, "no/such/folder cannot be written: name a folder in one that is there"),
         ({"--warm-start": "nothing"}, "nothing is no drafter: config.json is missing"),
-        ({"--eval-share": 0.001}, "data.jsonl: its 16 conversations leave none for validation: name --eval-data"),
+        (
+            {"--eval-share": 0.001},
+            "data.jsonl: of 16 conversations, split by their first question, none is left for validation: ",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -518,7 +524,7 @@ def id_row(**changes: object) -> dict[str, Any]:
         (b"\x89PNG\xff\n", "data.jsonl has no answers in its 1 rows (1 x not JSON): "),
         (gzip.compress(b"{}"), "data.jsonl is compressed with gzip: decompress it"),
         ([id_row(token_ids=[])], "data.jsonl has no answers: "),
-        ([{"segments": []}], "leave none for"),
+        ([{"segments": []}], "none is left for"),
         ([id_row(token_ids=[9, 262])], "data.jsonl holds the token 262, and base has 262: another base answered"),
         ([id_row(prompt_token_ids=[1, 999])], "data.jsonl holds the token 999, and base has 262"),
         ([ID_ROW, id_row(token_ids=[9, -1])], "data.jsonl: row 2 has no `segments` of token ids"),
@@ -533,7 +539,7 @@ def test_data_that_teaches_nothing(
     specdec: Specdec, base: Path, data: Path, tmp_path: Path, content: Rows | bytes, says: str
 ) -> None:
     write(data, content) if isinstance(content, list) else data.write_bytes(content)
-    evaluation = () if "leave none" in says else ("--eval-data", write(tmp_path / "eval.jsonl", sharegpt(4)))
+    evaluation = () if "none is left" in says else ("--eval-data", write(tmp_path / "eval.jsonl", sharegpt(4)))
     command = ("--model", base, "--data", data, *evaluation, "--mode", "medusa", "--max-length", 64)
     assert says in refused(specdec(*command, "--output-dir", "out"))
     assert {file.name for file in tmp_path.iterdir()} <= {"data.jsonl", "eval.jsonl"}
@@ -569,5 +575,5 @@ def test_a_drafter_of_another_method_or_base_is_no_start(
     assert "models:/x: write models:/NAME@ALIAS" in line
     write_base(tmp_path / "other", seed=1)
     line = refused(specdec("--model", "other", *common, "--mode", "medusa", *again))
-    assert "medusa was trained on another weights" in line
+    assert "medusa was trained for another base: its weights" in line
     assert {file.name for file in tmp_path.iterdir()} == {"data.jsonl", "medusa", "other"}

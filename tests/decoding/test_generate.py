@@ -1,17 +1,22 @@
 """Generation: plain equals transformers' own, and no drafter, however wrong, changes a token."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.decoding import generate, steps
+from specdec.drafters import DraftState, Proposal, Tree
+from specdec.drafters.trees import ROOT
 from specdec.errors import DataError
 from specdec.targets import Target
 from tests.decoding.oracle import Oracle
 
 PROMPT = [1, 4, 30, 41, 52, 63, 2, 5]
 LIMIT = 40
+TREE = Tree(4, 4, 16)
 
 
 def by_transformers(target: Target, prompt: list[int], limit: int) -> list[int]:
@@ -42,6 +47,50 @@ def test_any_drafter_leaves_the_output_as_it_is(
     assert [made.accepted_per_step[i] for i in known] == [oracle.offered[i] for i in known]
 
 
+class Forest(Oracle):
+    """Hides the truth, as far as the plan lets it, in a tree of other tokens."""
+
+    def __init__(self, truth: list[int], plan: list[int | None], length: int, vocab_size: int, seed: int):
+        super().__init__(truth, plan, length, vocab_size)
+        self.random = random.Random(seed)
+
+    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+        chain = super().propose(state, budget).token_ids.tolist()
+        tokens, parents, at = [], [], [ROOT]
+        for token in chain:
+            others = self.random.sample([t for t in range(self.vocab_size) if t != token], self.random.randint(0, 3))
+            level = [token, *others]
+            self.random.shuffle(level)
+            above = at[-1]
+            at.append(len(tokens) + level.index(token))
+            tokens += level
+            parents += [above] * len(level)
+        last = self.random.randrange(len(tokens))  # and a token that only looks right: behind a wrong one
+        if last not in at:
+            tokens.append(chain[-1])
+            parents.append(last)
+        return Proposal(torch.tensor(tokens), torch.tensor(parents))
+
+
+@given(
+    plan=st.lists(st.none() | st.integers(0, 3), max_size=40),
+    length=st.integers(1, 4),
+    limit=st.integers(1, LIMIT),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_tree_leaves_the_output_as_it_is(
+    target: Target, plan: list[int | None], length: int, limit: int, seed: int
+) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    forest = Forest(truth, plan, length, target.vocab_size, seed)
+    made = generate(target, forest, PROMPT, limit, tree=TREE)
+    assert made.token_ids == truth[:limit]
+    # What is spoilt may be another branch's token by chance; what is right is accepted.
+    known = [i for i in range(made.steps) if sum(forest.offered[: i + 1]) + i + 1 + length < len(truth)]
+    assert all(made.accepted_per_step[i] >= forest.offered[i] for i in known[:1])
+
+
 def test_acceptance_length_counts_the_bonus_token(target: Target) -> None:
     truth = generate(target, None, PROMPT, LIMIT).token_ids
     assert len(truth) == LIMIT, "the fixture's base must not stop early"
@@ -53,13 +102,16 @@ def test_acceptance_length_counts_the_bonus_token(target: Target) -> None:
     assert generate(target, None, PROMPT, 1).acceptance_length == 1.0
 
 
-def test_the_cache_is_rolled_back_exactly(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tree", [None, TREE])
+def test_the_cache_is_rolled_back_exactly(target: Target, monkeypatch: pytest.MonkeyPatch, tree: Tree | None) -> None:
     caches = []
     new_cache = target.new_cache
     monkeypatch.setattr(target, "new_cache", lambda: caches.append(new_cache()) or caches[-1])
     truth = generate(target, None, PROMPT, LIMIT).token_ids
-    oracle = Oracle(truth, [0, 2, None, 1, 0, None, 2] * 5, 3, target.vocab_size)
-    made = generate(target, oracle, PROMPT, 25).token_ids
+    plan: list[int | None] = [0, 2, None, 1, 0, None, 2] * 5
+    vocabulary = target.vocab_size
+    oracle = Forest(truth, plan, 3, vocabulary, 0) if tree else Oracle(truth, plan, 3, vocabulary)
+    made = generate(target, oracle, PROMPT, 25, tree=tree).token_ids
     cache = caches[-1]
     kept = cache.get_seq_length()
     context = [*PROMPT, *truth][:kept]

@@ -203,6 +203,6 @@ def test_another_base_is_refused(target: Target, tmp_path: Path) -> None:
     drafter_of(target).save_pretrained(tmp_path / "d")
     write_base(tmp_path / "other", seed=5)
     other = Target.from_pretrained(tmp_path / "other", device="cpu")
-    with pytest.raises(ModelError, match=f"another weights: it has {target.identity.weights}"):
+    with pytest.raises(ModelError, match=r"for another base: its weights \(\w+\) differ from those of "):
         load_drafter(tmp_path / "d", other)
     load_drafter(tmp_path / "d", other, force=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from specdec.config import DrafterSettings
 from specdec.data.packing import Sequence
 from specdec.decoding import generate
-from specdec.drafters import METHODS, load_drafter, new_drafter
+from specdec.drafters import METHODS, Tree, load_drafter, new_drafter
 from specdec.targets import Target
 from tests.drafters.examples import answer_features, fit, greedy_answers
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
@@ -114,6 +114,39 @@ def test_a_rolled_back_cache_is_as_if_never_written(base: Base) -> None:
         torch.testing.assert_close(read, whole[:, start : start + 3], rtol=1e-4, atol=1e-4)
 
 
+def test_a_tree_is_read_as_its_paths_are(base: Base) -> None:
+    """At every length around the sliding windows; then one path stays, and the cache is as if it alone were read."""
+    target = base.target
+    ids = some_ids(target, 1, 4 * WINDOW)
+    target.check_trees()
+    parents = [None, 0, 0, 1, 1, 2, 3, 3, 6, 8]
+    ways: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        ways.append([*(ways[parent] if parent is not None else []), node])
+    sees = torch.zeros(len(ways), len(ways), dtype=torch.bool)
+    for node, way in enumerate(ways):
+        sees[node, way] = True
+    tree = some_ids(target, 2, len(ways))[:1]
+    for context in range(WINDOW - 3, 2 * WINDOW + 3, 3):
+        cache = target.new_cache()
+        target.forward(ids[:, :context], cache=cache)
+        read = target.forward_tree(tree, sees, cache, (1, target.num_layers))
+        for way in ways:
+            alone = torch.cat([ids[:, :context], tree[:, way]], 1)
+            wanted = target.forward(alone, layers=(1, target.num_layers))
+            torch.testing.assert_close(read.hidden[0, way[-1]], wanted.hidden[0, -1], rtol=1e-4, atol=1e-4)
+            assert read.auxiliary is not None
+            assert wanted.auxiliary is not None
+            torch.testing.assert_close(read.auxiliary[0, way[-1]], wanted.auxiliary[0, -1], rtol=1e-4, atol=1e-4)
+        kept = ways[-1][:-1]
+        target.keep(cache, context, torch.tensor(kept))
+        fresh = target.new_cache()
+        target.forward(torch.cat([ids[:, :context], tree[:, kept]], 1), cache=fresh)
+        for layer, whole in zip(cache.layers, fresh.layers, strict=True):
+            torch.testing.assert_close(layer.keys, whole.keys, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(layer.values, whole.values, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_trained_drafts_and_changes_no_token(base: Base, tmp_path: Path, method: str) -> None:
     drafter = new_drafter(base.target, SETTINGS[method]())
@@ -124,3 +157,6 @@ def test_what_is_trained_drafts_and_changes_no_token(base: Base, tmp_path: Path,
     made = generate(base.target, loaded, base.prompt, LIMIT)
     assert made.token_ids == base.answer
     assert made.accepted > 0
+    tree = generate(base.target, loaded, base.prompt, LIMIT, tree=Tree(4, 3, 16))
+    assert tree.token_ids == base.answer
+    assert tree.accepted > 0

@@ -59,3 +59,5 @@ def test_a_drafter_against_itself_is_no_difference() -> None:
     one = difference_interval(([3], [4]), ([1], [4]), 200, 0.95, 0)
     assert one.as_dict() == {"value": 0.5, "low": None, "high": None}
     assert difference_interval(([0, 0], [0, 0]), ([1, 2], [4, 2]), 50, 0.95, 0).value == -0.5
+    with pytest.raises(ValueError, match="2 prompts are compared with 1"):
+        difference_interval(([1, 2], [3, 4]), ([1], [2]), 50, 0.95, 0)

@@ -1,5 +1,6 @@
 """A registered drafter comes back as the folder it was."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_by_version_and_by_alias(project: Path, store: Store) -> None:
         assert files(folder) == files(project / "models/drafters" / name)
         (alias,) = version["aliases"]
         assert fetch_drafter(f"models:/{NAME}@{alias}", project / "fetched") == folder
-    assert len(list((project / "fetched").iterdir())) == 2
+    folders = [path for path in (project / "fetched").iterdir() if path.is_dir()]
+    assert len(folders) == 2, "and nothing else of what was fetched"
 
 
 def test_what_is_there_is_not_fetched_again(project: Path, store: Store) -> None:
@@ -43,9 +45,10 @@ def test_no_address(address: str, tmp_path: Path) -> None:
 
 def test_what_the_registry_does_not_have(project: Path, store: Store) -> None:
     register(params(), lambda _line: None)
-    for address in (f"models:/{NAME}@nobody", f"models:/{NAME}/99", "models:/other/1"):
-        with pytest.raises(TrackingError, match=r"nobody|99|other"):
-            fetch_drafter(address, project / "fetched")
+    refused = {f"{NAME}@nobody": "alias nobody", f"{NAME}/99": "version=99", "other/1": "name=other"}
+    for address, told in refused.items():
+        with pytest.raises(TrackingError, match=told):
+            fetch_drafter(f"models:/{address}", project / "fetched")
     assert not (project / "fetched").exists()
 
 
@@ -54,3 +57,23 @@ def test_a_version_of_someone_elses(project: Path, store: Store) -> None:
     store.client.create_model_version("other", str(project / "models/base"))
     with pytest.raises(TrackingError, match="was not registered by specdec"):
         fetch_drafter("models:/other/1", project / "fetched")
+
+
+def test_several_may_fetch_the_same_at_once(project: Path, store: Store) -> None:
+    register(params(), lambda _line: None)
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: fetch_drafter(f"models:/{NAME}/1", project / "fetched"), range(4)))
+    assert len(set(folders)) == 1
+    assert (folders[0] / "model.safetensors").is_file()
+
+
+def test_one_that_lacks_its_weights_is_refused_and_not_kept(project: Path, store: Store) -> None:
+    register(params(), lambda _line: None)
+    source = store.client.get_model_version(NAME, "1").source.removeprefix("models:/")
+    (weights,) = (project / "mlartifacts").rglob(f"{source}/artifacts/artifacts/drafter/model.safetensors")
+    weights.rename(weights.with_name("elsewhere"))
+    for _ in range(2):
+        with pytest.raises(TrackingError, match=r"models:/specdec-base/1 has no model.safetensors: register"):
+            fetch_drafter(f"models:/{NAME}/1", project / "fetched")
+    weights.with_name("elsewhere").rename(weights)
+    assert (fetch_drafter(f"models:/{NAME}/1", project / "fetched") / "model.safetensors").is_file()
