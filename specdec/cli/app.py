@@ -208,19 +208,24 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    tree: Annotated[
+        str | None, typer.Option(help="Draft trees: DEPTH,WIDTH,NODES, as 5,4,20. Otherwise chains.")
+    ] = None,
 ) -> None:
     """Answers a prompt with the drafter, streaming, and says what was accepted."""
     from specdec.data.prompts import prompt_ids
     from specdec.decoding import steps
     from specdec.drafters import load_drafter
+    from specdec.drafters.trees import parse_tree
     from specdec.targets import Target
 
+    shape = parse_tree(tree) if tree else None
     target = Target.from_pretrained(base)
     loaded = load_drafter(drafter, target)
     ids = prompt_ids(target.tokenizer, [{"role": "user", "content": prompt}])
     made: list[int] = []
     shown, accepted, count = "", 0, -1  # the first step reads the prompt and drafts nothing
-    for step in steps(target, loaded, ids, max_new_tokens, temperature, seed=seed):
+    for step in steps(target, loaded, ids, max_new_tokens, temperature, seed=seed, tree=shape):
         made += step.token_ids
         text = target.tokenizer.decode(made, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # else a character is not whole yet

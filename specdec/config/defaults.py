@@ -33,8 +33,8 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "unroll_steps": 7,
         "draft_vocab_size": None,
         "norm_before_residual": False,
-        "fc_norm": False,
-        "norm_output": False,
+        "fc_norm": True,
+        "norm_output": True,
     },
 }
 TRAINING_DEFAULTS: dict[str, Any] = {

@@ -80,17 +80,13 @@ class Eagle3(Unrolled):
     def _start(self, target: Target, kept: Tensor | None) -> None:
         """Weights that are the base's from the start."""
         self.start_layers()
-        width = target.hidden_size
         rows = target.output_weight.float().cpu() * target.logit_scale
         rows = rows if kept is None else rows[kept.cpu()]
-        self.fc.weight.zero_()
         if self.embed_tokens is None:
-            self.fc.weight[:, -width:].fill_diagonal_(1.0)
             self.lm_head.weight.copy_(rows)
         else:
             narrow = projection(target.embedding_weight, self.sizes.hidden_size)
             self.embed_tokens.weight.copy_(target.embedding_weight.float().cpu() @ narrow.T)
-            self.fc.weight[:, -width:].copy_(narrow)
             self.lm_head.weight.copy_(rows @ narrow.T)
         norm = target.final_norm_weight
         if norm is not None and self.embed_tokens is None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.errors import ConfigError
+
 ROOT = -1  # the parent of the first draft tokens: the newest token of the context
 
 # What a drafter says behind each of n nodes: (log p[n, w], tokens[n, w]), the w most probable tokens, best first.
@@ -32,6 +34,15 @@ class Tree:
         for name in ("depth", "width", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a tree is {getattr(self, name)}, and must be 1 or more")
+
+
+def parse_tree(text: str) -> Tree:
+    """ "5,4,20" -> Tree(5, 4, 20). Raises ConfigError for anything else."""
+    try:
+        depth, width, nodes = map(int, text.split(","))
+        return Tree(depth, width, nodes)
+    except ValueError as error:
+        raise ConfigError(f"tree {text!r}: write DEPTH,WIDTH,NODES, as 5,4,20 ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,11 @@ def test_generate(target: Target, base_folder: Path, tmp_path: Path) -> None:
     drafter = new_drafter(target, medusa_settings())
     drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
     arguments = ["generate", "hi", "--base", str(base_folder), "--drafter", str(tmp_path / "d")]
-    code, _, err = specdec(tmp_path, *arguments, "--max-new-tokens", "12")
+    code, chained, err = specdec(tmp_path, *arguments, "--max-new-tokens", "12")
     assert code == 0, err
     assert "12 tokens in " in err
+    code, branched, err = specdec(tmp_path, *arguments, "--max-new-tokens", "12", "--tree", "2,3,9")
+    assert (code, branched) == (0, chained), err
     assert "acceptance length" in err
     code, _, err = specdec(tmp_path, "generate", "hi", "--base", str(tmp_path))
     assert code == 2

@@ -113,7 +113,7 @@ def test_a_plain_file_needs_no_revision(tmp_path: Path, url: str) -> None:
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     file = change(tmp_path, "drafters.medusa.training.seed", 7)
-    file.write_text(file.read_text().replace("learning_rate: 0.002", "learning_rate: 1e-3"))
+    file.write_text(file.read_text().replace("learning_rate: 0.004", "learning_rate: 1e-3"))
     assert load_params(file).drafters["medusa"].training.learning_rate == 1e-3
 
 

@@ -57,7 +57,7 @@ def trained(target: Target, settings: Any) -> Drafter:
     torch.manual_seed(0)
     answers = counting(18, 0)
     drafter = new_drafter(target, settings, counts_of(answers, target.vocab_size))
-    fit(drafter, answer_features(target, drafter, answers, 68), 120 if drafter.method == "eagle" else 60, 4e-3)
+    fit(drafter, answer_features(target, drafter, answers, 68), 60 if drafter.method == "medusa" else 120, 4e-3)
     return drafter
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specdec.drafters import DraftState, Medusa, Proposal, Tree, new_drafter
-from specdec.drafters.trees import ROOT, grow, most_probable
+from specdec.drafters.trees import ROOT, grow, most_probable, parse_tree
 from specdec.drafters.unrolled import DraftCache, Unrolled
+from specdec.errors import ConfigError
 from specdec.targets import Target
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 
@@ -100,6 +101,13 @@ def test_ancestors_of_a_chain() -> None:
 def test_no_tree(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="of a tree is"):
         Tree(**{"depth": 2, "width": 2, "nodes": 3, **changes})
+
+
+def test_trees_from_the_command_line() -> None:
+    assert parse_tree("5,4,20") == Tree(5, 4, 20)
+    for text in ("5,4", "5,4,x", "5,0,3", ""):
+        with pytest.raises(ConfigError, match=r"write DEPTH,WIDTH,NODES, as 5,4,20"):
+            parse_tree(text)
 
 
 CHOICES: dict[str, Any] = {

@@ -121,6 +121,7 @@ def test_no_server_at_the_url_can_be_tried_again(project: Path) -> None:
     assert "no server answers at http://127.0.0.1:9" in failed.stderr
 
 
+@pytest.mark.soak
 def test_a_split_without_an_answer_is_no_success(project: Path) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["synthesize"]["sampling"] |= {"cut_off": "drop", "max_tokens": 1}

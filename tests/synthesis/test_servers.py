@@ -41,6 +41,7 @@ def test_a_server_twice_as_fast_answers_twice_as_much(scripted: Any, go: Any, pr
     assert shares == {s.url: pytest.approx(s.answered / 150, abs=0.01) for s in (slow, fast)}
 
 
+@pytest.mark.soak
 def test_a_thousand_requests_in_flight(scripted: Any, go: Any, prompts: Any) -> None:
     most = [0]
 

@@ -40,6 +40,7 @@ def test_a_relative_database_is_taken_from_the_root(project: Path, monkeypatch: 
 FIRST_CONTACT = "from pathlib import Path; from specdec.tracking.store import connect; connect(Path('.'))"
 
 
+@pytest.mark.soak
 def test_several_processes_may_meet_a_new_database(tmp_path: Path, clean: None) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
