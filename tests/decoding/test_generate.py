@@ -91,6 +91,34 @@ def test_any_tree_leaves_the_output_as_it_is(
     assert all(made.accepted_per_step[i] >= forest.offered[i] for i in known[:1])
 
 
+class Listening(Forest):
+    """Keeps what it is told of the base's states."""
+
+    aux_layers = (1, 2)
+
+    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+        self.state = state
+        return super().propose(state, budget, tree)
+
+
+def test_the_drafter_hears_of_the_accepted_path_alone(target: Target) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    listening = Listening(truth, [None, 1, None, 0, 2, None], 3, target.vocab_size, 5)
+    made = generate(target, listening, PROMPT, 20, tree=TREE).token_ids
+    heard = listening.state
+    assert heard.token_ids is not None
+    assert heard.hidden is not None
+    assert heard.auxiliary is not None
+    count = len(heard.token_ids)
+    assert count >= len(PROMPT) + len(made) - 1
+    whole = [*PROMPT, *truth]
+    assert heard.token_ids.tolist() == whole[1 : count + 1]
+    read = target.forward(torch.tensor([whole[:count]]), layers=listening.aux_layers)
+    assert read.auxiliary is not None
+    torch.testing.assert_close(heard.hidden, read.hidden[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(heard.auxiliary, read.auxiliary[0], rtol=1e-4, atol=1e-4)
+
+
 def test_acceptance_length_counts_the_bonus_token(target: Target) -> None:
     truth = generate(target, None, PROMPT, LIMIT).token_ids
     assert len(truth) == LIMIT, "the fixture's base must not stop early"
