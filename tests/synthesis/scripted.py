@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 KEY = "sk-scripted-3f2a"
+ROUNDS = 5  # of the event loop, within which asyncio makes and closes connections
 END, PROMPT_END = 256, 257  # ids that are no bytes: of an answer, and between prompt and answer
 
 Messages = Sequence[dict[str, str]]
@@ -111,43 +112,51 @@ class Scripted:
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
-        self._loop.run_until_complete(self._end_what_has_just_come())
         self._loop.close()
-
-    async def _end_what_has_just_come(self) -> None:
-        """A connection that was accepted in the last moment has a task that never began."""
-        await asyncio.sleep(0)
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
 
     async def _serve(self) -> None:
         self._over, self._stopped = asyncio.Event(), asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         while not self._over.is_set():
-            server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=1024)
+            server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, backlog=1024)
             self.port = server.sockets[0].getsockname()[1]
             self._ready.set()
             await self._stopped.wait()
-            server.close()
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._end_all(server)
             self._stopped.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), self._away)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _end_all(self, server: asyncio.Server) -> None:
+        """Stops listening and cuts every connection.
+
+        What was accepted in the last moment becomes a connection some rounds of the loop later, and asyncio breaks
+        (leaving its socket open) where the server is closed by then.
+        """
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
+        server.close()
+        for task, writer in self._talks.items():
+            task.cancel()
+            writer.transport.abort()
+        await asyncio.gather(*self._talks, return_exceptions=True)
+        for _ in range(ROUNDS):  # an aborted connection is closed later, too
+            await asyncio.sleep(0)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Known at once, and not when its task begins: one that is cut before that is closed too."""
+        task = self._loop.create_task(self._talk(reader, writer))
+        self._talks[task] = writer
+        task.add_done_callback(lambda ended: self._talks.pop(ended, None))
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while await self._one(reader, writer):
                     pass
         finally:
-            self._tasks.discard(task)
             writer.transport.abort()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

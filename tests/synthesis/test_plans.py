@@ -69,8 +69,6 @@ def start(scripted: Any, endpoint: Any, draw: random.Random, fate: Any, count: i
     return servers
 
 
-# Servers here die in mid-connection: what one has accepted and not looked at yet is closed by the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", every_plan)
 def test_every_row_ends_answered_or_recorded(
     seed: int, scripted: Any, endpoint: Any, go: Any, recorded: Any, prompts: Any, recipe: Recipe, hasty: Patience
