@@ -128,10 +128,10 @@ def ablations(method: str, options: argparse.Namespace) -> list[Variant]:
         ]
     unrolls = [Variant(f"unroll_steps {n}", {"unroll_steps": n}, {}) for n in (1, 5, 7)]
     common += [*unrolls, Variant("unroll_decay 1", {"unroll_decay": 1.0}, {})]
-    common.append(Variant("fusing layer from scratch", {}, {}, scratch_fuse))
     if method == "eagle":
         return [
             *common,
+            Variant("fusing layer at random", {}, {}, random_fuse),
             Variant("no feature loss", {"feature_weight": 0.0}, {}),
             Variant("no input noise", {"input_noise": 0.0}, {}),
         ]
@@ -139,8 +139,10 @@ def ablations(method: str, options: argparse.Namespace) -> list[Variant]:
         *common,
         scratch,
         Variant("aux_layers 2, L/2, L-3", {"aux_layers": original_layers}, {}),
-        Variant("fc_norm, norm_output (3.1)", {"fc_norm": True, "norm_output": True}, {}),
-        Variant("draft vocabulary V/4", {"draft_vocab_size": quarter}, {}),
+        Variant("fusing layer hands the last on", {}, {}, hand_on),
+        Variant("no fc_norm", {"fc_norm": False}, {}),
+        Variant("no norm_output", {"norm_output": False}, {}),
+        Variant("draft vocabulary V/2", {"draft_vocab_size": half}, {}),
     ]
 
 
@@ -149,8 +151,8 @@ def original_layers(target: Target) -> list[int]:
     return [2, target.num_layers // 2, target.num_layers - 3]
 
 
-def quarter(target: Target) -> int:
-    return target.vocab_size // 4
+def half(target: Target) -> int:
+    return target.vocab_size // 2
 
 
 def scratch_output(drafter: Drafter) -> None:
@@ -159,10 +161,18 @@ def scratch_output(drafter: Drafter) -> None:
             nn.init.normal_(weight, std=0.02)
 
 
-def scratch_fuse(drafter: Drafter) -> None:
+def random_fuse(drafter: Drafter) -> None:
     for name, weight in drafter.named_parameters():
         if name == "fc.weight":
             nn.init.normal_(weight, std=0.02)
+
+
+def hand_on(drafter: Drafter) -> None:
+    """Of the base's states the last one, as it is."""
+    for name, weight in drafter.named_parameters():
+        if name == "fc.weight":
+            nn.init.zeros_(weight)
+            nn.init.eye_(weight[:, -len(weight) :])
 
 
 def trained(

@@ -4,6 +4,7 @@ Each process is the same command with LOCAL_RANK set; torch's elastic agent star
 wrong first is told once, by the process that started them, with the exit code it had.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -16,7 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from specdec.errors import LAUNCHER, ConfigError, SpecdecError, told_by
-from specdec.process import end_with_parent
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ProcessFailed(SpecdecError):
@@ -35,7 +37,7 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
     told to end.
     """
     if LAUNCHER in os.environ:
-        end_with_parent()
+        _end_with_parent()
     if not processes or processes == 1 or "LOCAL_RANK" in os.environ:
         return
     if 0 < torch.cuda.device_count() < processes:
@@ -86,3 +88,13 @@ def _raise(folder: str, failure: ProcessFailure) -> None:
         f"process {failure.local_rank} was ended by {failure.signal_name()}{hint}: run the same command again",
         128 - failure.exitcode,
     ) from None
+
+
+def _end_with_parent() -> None:
+    """This process gets SIGTERM when the one that started it ends, however that happens. Linux only."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has just ended
+        os.kill(os.getpid(), signal.SIGTERM)

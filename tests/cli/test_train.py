@@ -565,6 +565,30 @@ def test_answers_behind_max_length_teach_nothing(specdec: Specdec, base: Path, d
     assert "no training row has an answer token" in refused(specdec(*command, "--output-dir", "out"))
 
 
+def test_answers_of_another_base_and_a_drafter_for_a_base_are_refused(
+    specdec: Specdec, base: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ("--mode", "medusa", "--output-dir", "out")
+    write(tmp_path / "theirs.jsonl", [ID_ROW, {**ID_ROW, "base": {"weights": "f" * 64}}])
+    line = refused(specdec("--model", base, "--data", tmp_path / "theirs.jsonl", *common))
+    assert "theirs.jsonl: row 2 was answered by another base (ffffffffffff) than base (" in line
+    done(
+        specdec("--model", base, "--data", data, "--eval-data", data, *SHORT, "--mode", "medusa", "--output-dir", "d")
+    )
+    line = refused(specdec("--model", "d", "--data", data, *common))
+    assert line == "specdec: error: d is a medusa drafter, and no base: name the model it drafts for"
+
+
+def test_rows_are_no_longer_than_the_base_unless_they_are_asked_for(
+    specdec: Specdec, data: Path, tmp_path: Path
+) -> None:
+    write_base(tmp_path / "short", max_position_embeddings=96)
+    common = ("--model", "short", "--data", data, "--eval-data", data, "--mode", "medusa", "--num-epochs", 0.1)
+    assert "rows of 96" in done(specdec(*common, "--output-dir", "out"))
+    line = refused(specdec(*common, "--max-length", 97, "--output-dir", "other"))
+    assert line == "specdec: error: max_length is 97, and short takes 96 positions at most"
+
+
 def test_a_drafter_of_another_method_or_base_is_no_start(
     specdec: Specdec, base: Path, data: Path, tmp_path: Path
 ) -> None:

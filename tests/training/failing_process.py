@@ -13,7 +13,7 @@ from stages import run
 def main() -> None:
     launch_processes(sys.argv, 2)
     if sys.argv[1] == "fine":
-        print(f"process {os.environ['LOCAL_RANK']} trains")
+        print(f"process {os.environ['LOCAL_RANK']} trains {sys.argv[2:]}")
         return
     if os.environ["LOCAL_RANK"] == "0":
         time.sleep(60)

@@ -9,16 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from specdec.errors import ConfigError
+from specdec.errors import LAUNCHER, ConfigError, tell_error, told_by
 from specdec.training.launch import launch_processes
 
 SCRIPT = Path(__file__).with_name("failing_process.py")
 ROOT = SCRIPT.parents[2]
 
 
-def started(kind: str) -> subprocess.Popen[str]:
+def started(kind: str, *further: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), kind]
+    command = [sys.executable, str(SCRIPT), kind, *further]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -57,10 +57,12 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 @pytest.mark.soak
 def test_all_of_them_end_in_peace() -> None:
-    with started("fine") as process:
+    """And they are given the very words of the command line, in which torch would substitute."""
+    with started("fine", "a$$b", "${local_rank}") as process:
         out, told = process.communicate(timeout=50)
     assert (process.returncode, told) == (0, "")
-    assert sorted(out.splitlines()) == ["process 0 trains", "process 1 trains"]
+    given = "['a$$b', '${local_rank}']"
+    assert sorted(out.splitlines()) == [f"process 0 trains {given}", f"process 1 trains {given}"]
 
 
 @pytest.mark.soak
@@ -75,6 +77,31 @@ def test_told_to_end_it_takes_them_along() -> None:
     assert told == "specdec: error: interrupted: run the same command again, it goes on from here\n"
     assert len(children) >= 2
     assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.soak
+def test_killed_it_takes_them_along() -> None:
+    with started("waiting") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "both wait\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        gone, alive = psutil.wait_procs(children, timeout=20)
+        process.stdout.close()
+    assert len(gone) >= 2
+    assert not alive
+
+
+def test_an_error_that_cannot_be_left_behind_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LAUNCHER, str(tmp_path / "gone"))
+    tell_error("no room", 2)
+    assert capsys.readouterr().err == "specdec: error: no room\n"
+    monkeypatch.setenv(LAUNCHER, str(tmp_path))
+    tell_error("no room", 2)
+    assert capsys.readouterr().err == ""
+    assert told_by(os.getpid(), str(tmp_path)) == ("no room", 2)
 
 
 def test_nobody_else_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
