@@ -135,14 +135,17 @@ class Scripted:
         """
         for listening in server.sockets:
             self._loop.remove_reader(listening.fileno())
-        for _ in range(ROUNDS):
-            await asyncio.sleep(0)
+        await self._cut()
         server.close()
+        await self._cut()
+
+    async def _cut(self) -> None:
+        """At once; a connection is closed, and one just accepted made, some rounds later."""
         for task, writer in self._talks.items():
             task.cancel()
             writer.transport.abort()
         await asyncio.gather(*self._talks, return_exceptions=True)
-        for _ in range(ROUNDS):  # an aborted connection is closed later, too
+        for _ in range(ROUNDS):
             await asyncio.sleep(0)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

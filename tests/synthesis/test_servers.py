@@ -266,8 +266,8 @@ def test_answers_that_come_all_together_still_raise_the_limit(
     monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
     server = scripted(beat=0.1)
     patient = dataclasses.replace(hasty, read=10.0, total=10.0)
-    statistics, out = go(server, short(prompts, 500), concurrency=None, patience=patient)
-    assert len(out) == 500
+    statistics, out = go(server, short(prompts, 1000), concurrency=None, patience=patient)
+    assert len(out) == 1000
     assert statistics.figures()["servers"][server.url]["in_flight"] > 32
 
 

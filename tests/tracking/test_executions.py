@@ -242,6 +242,7 @@ with drafter_run(sys.argv[1], params(), None) as run:
 """
 
 
+@pytest.mark.soak
 def test_stages_of_one_dvc_repro_find_each_other(project: Path, store: Store) -> None:
     (project / "dvc.yaml").write_text(BY_HAND)
     (project / "stage.py").write_text(STAGE)

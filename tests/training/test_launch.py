@@ -30,16 +30,16 @@ def ended(kind: str) -> tuple[int, str]:
     return process.returncode, told
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("kind", "code", "line"),
     [
         ("settings", 2, "specdec: error: aux_layers [9]\n"),
-        pytest.param("server", 75, "specdec: error: gone\n", marks=pytest.mark.soak),
-        pytest.param(
+        ("server", 75, "specdec: error: gone\n"),
+        (
             "killed",
             137,
             "specdec: error: process 1 was ended by SIGKILL (out of memory?): run the same command again\n",
-            marks=pytest.mark.soak,
         ),
     ],
 )
