@@ -356,6 +356,7 @@ def _command(arguments: list[str], folder: str, log: str) -> None:
     main()
 
 
+@pytest.mark.soak
 def test_killed_and_run_again_gives_the_same_bytes(specdec: Specdec, base: Path, data: Path, tmp_path: Path) -> None:
     """By SIGKILL, then by SIGTERM; the third run ends. In a run with noise, at the same output folder."""
     context = multiprocessing.get_context("forkserver")

@@ -262,6 +262,7 @@ def test_nothing_is_left_behind_when_it_is_interrupted(toy: Toy, end: signal.Sig
     assert parents(toy) == ["KILLED"]
 
 
+@pytest.mark.soak
 def test_nothing_is_left_behind_when_it_is_killed(toy: Toy) -> None:
     process = start_endless(toy.without_server())
     children = psutil.Process(process.pid).children(recursive=True)

@@ -147,11 +147,10 @@ def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project:
     assert after["wide"]["version"] == "3"
 
 
-def test_training_goes_on_from_the_champion(project: Project) -> None:
-    versions = load(project, "registry.json")["versions"]
-    champion = next(name for name, version in versions.items() if "champion" in version["aliases"])
-    weights = (project.root / "models/drafters" / champion / "model.safetensors").read_bytes()
-    address = "models:/specdec-tiny-llama@champion"
+def test_training_goes_on_from_a_registered_drafter(project: Project) -> None:
+    version = load(project, "registry.json")["versions"]["medusa"]["version"]
+    weights = (project.root / "models/drafters/medusa/model.safetensors").read_bytes()
+    address = f"models:/specdec-tiny-llama/{version}"
     still = medusa(max_length=128, learning_rate=1e-9, warm_start=address)
     project.params(drafters={"medusa": medusa(max_length=128), "wide": still})
     code, output = project.run("stages.train", "wide")

@@ -264,10 +264,10 @@ def test_answers_that_come_all_together_still_raise_the_limit(
 ) -> None:
     """As those of a batching server do: the slot that one of them frees is not yet taken when the next one comes."""
     monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
-    server = scripted(beat=0.1)
+    server = scripted(beat=0.3)  # slow enough for a busy machine to keep up with twice as many
     patient = dataclasses.replace(hasty, read=10.0, total=10.0)
-    statistics, out = go(server, short(prompts, 1000), concurrency=None, patience=patient)
-    assert len(out) == 1000
+    statistics, out = go(server, short(prompts, 500), concurrency=None, patience=patient)
+    assert len(out) == 500
     assert statistics.figures()["servers"][server.url]["in_flight"] > 32
 
 

@@ -76,6 +76,7 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("status", "told"),
     [
