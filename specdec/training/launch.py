@@ -19,6 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from specdec.errors import LAUNCHER, ConfigError, SpecdecError, told_by
 
 _PR_SET_PDEATHSIG = 1
+_PID = f"{LAUNCHER}_PID"  # in the environment of the processes: which one started them
 
 
 class ProcessFailed(SpecdecError):
@@ -36,14 +37,14 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
     Raises ConfigError when there are fewer GPUs, ProcessFailed with the first failure, KeyboardInterrupt when it is
     told to end.
     """
-    if LAUNCHER in os.environ:
-        _end_with_parent()
+    if _PID in os.environ:
+        _end_with(int(os.environ[_PID]))
     if not processes or processes == 1 or "LOCAL_RANK" in os.environ:
         return
     if 0 < torch.cuda.device_count() < processes:
         raise ConfigError(f"SPECDEC_PROCESSES is {processes}, and this machine has {torch.cuda.device_count()} GPUs")
     with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
-        os.environ[LAUNCHER] = folder
+        os.environ.update({LAUNCHER: folder, _PID: str(os.getpid())})
         # As torchrun does: each process would take all cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
         try:
@@ -53,7 +54,7 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
         except SignalException:
             raise KeyboardInterrupt from None
         finally:
-            del os.environ[LAUNCHER]
+            del os.environ[LAUNCHER], os.environ[_PID]
     sys.exit(0)
 
 
@@ -90,11 +91,12 @@ def _raise(folder: str, failure: ProcessFailure) -> None:
     ) from None
 
 
-def _end_with_parent() -> None:
-    """This process gets SIGTERM when the one that started it ends, however that happens. Linux only."""
+def _end_with(launcher: int) -> None:
+    """This process gets SIGTERM when the one that started it ends, however and whenever that happens: also before
+    this line, while it was still importing. Linux only.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has just ended
+    if os.getppid() != launcher:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,16 +15,15 @@ def main() -> None:
     if sys.argv[1] == "fine":
         print(f"process {os.environ['LOCAL_RANK']} trains {sys.argv[2:]}")
         return
-    if os.environ["LOCAL_RANK"] == "0":
+    if sys.argv[1] == "waiting":
+        print("waits", flush=True)
+    if sys.argv[1] == "waiting" or os.environ["LOCAL_RANK"] == "0":
         time.sleep(60)
     kinds: dict[str, SpecdecError] = {"settings": ConfigError("aux_layers [9]"), "server": TransientError("gone")}
     if sys.argv[1] in kinds:
         raise kinds[sys.argv[1]]
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[1] == "waiting":
-        print("both wait", flush=True)
-        time.sleep(60)
     raise RuntimeError("a bug")
 
 

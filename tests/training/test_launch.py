@@ -30,6 +30,15 @@ def ended(kind: str) -> tuple[int, str]:
     return process.returncode, told
 
 
+def both_waiting(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The two processes that it has started, once both of them are there."""
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["waits\n"] * 2
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    return children
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("kind", "code", "line"),
@@ -68,28 +77,32 @@ def test_all_of_them_end_in_peace() -> None:
 @pytest.mark.soak
 def test_told_to_end_it_takes_them_along() -> None:
     with started("waiting") as process:
-        assert process.stdout
-        assert process.stdout.readline() == "both wait\n"
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = both_waiting(process)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=50)
     assert process.returncode == 130
     assert told == "specdec: error: interrupted: run the same command again, it goes on from here\n"
-    assert len(children) >= 2
     assert not any(child.is_running() for child in children)
 
 
 @pytest.mark.soak
 def test_killed_it_takes_them_along() -> None:
     with started("waiting") as process:
-        assert process.stdout
-        assert process.stdout.readline() == "both wait\n"
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = both_waiting(process)
         process.kill()
-        gone, alive = psutil.wait_procs(children, timeout=20)
-        process.stdout.close()
-    assert len(gone) >= 2
+        _, alive = psutil.wait_procs(children, timeout=20)
+        process.communicate()
     assert not alive
+
+
+def test_killed_before_they_have_begun_it_takes_them_along() -> None:
+    """A process that is still importing when its launcher dies has another parent when it first looks."""
+    code = (
+        "import time; from specdec.training.launch import launch_processes; launch_processes([], 2); time.sleep(60)"
+    )
+    environment = {**os.environ, "LOCAL_RANK": "0", "SPECDEC_LAUNCHER_PID": str(os.getpid() + 1)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_an_error_that_cannot_be_left_behind_is_told_at_once(
