@@ -206,26 +206,36 @@ def generate(
     base: Annotated[Path, typer.Option(help="The base's checkpoint folder.")] = Path("models/base"),
     drafter: Annotated[Path, typer.Option(help="The drafter's folder.")] = Path("models/drafters/medusa"),
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0: the whole vocabulary.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     tree: Annotated[
         str | None, typer.Option(help="Draft trees: DEPTH,WIDTH,NODES, as 5,4,20. Otherwise chains.")
     ] = None,
+    sample_drafts: Annotated[
+        bool, typer.Option("--sample-drafts", help="The drafter samples, too. The output keeps its law.")
+    ] = False,
 ) -> None:
     """Answers a prompt with the drafter, streaming, and says what was accepted."""
     from specdec.data.prompts import prompt_ids
-    from specdec.decoding import steps
-    from specdec.drafters import load_drafter
+    from specdec.decoding import Stop, steps
+    from specdec.drafters import Sampling, load_drafter
     from specdec.drafters.trees import parse_tree
     from specdec.targets import Target
 
     shape = parse_tree(tree) if tree else None
+    sampling = Sampling(temperature, top_k, top_p)
     target = Target.from_pretrained(base)
     loaded = load_drafter(drafter, target)
     ids = prompt_ids(target.tokenizer, [{"role": "user", "content": prompt}])
+    ends = Stop(target.stop_ids, tuple(stop or ()), target.tokenizer)
     made: list[int] = []
     shown, accepted, count = "", 0, -1  # the first step reads the prompt and drafts nothing
-    for step in steps(target, loaded, ids, max_new_tokens, temperature, seed=seed, tree=shape):
+    for step in steps(
+        target, loaded, ids, max_new_tokens, sampling, seed=seed, tree=shape, sample_drafts=sample_drafts, stop=ends
+    ):
         made += step.token_ids
         text = target.tokenizer.decode(made, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # else a character is not whole yet

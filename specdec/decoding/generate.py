@@ -9,16 +9,20 @@ same loop runs with N = 0: that is the "plain decoding" of every comparison.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from specdec.decoding.verify import Chooser, accepted_path
-from specdec.drafters import Drafter, DraftState, Proposal, Tree
-from specdec.errors import DataError
+from specdec.decoding.stop import Stop
+from specdec.decoding.verify import Typical, Verifier
+from specdec.drafters import DraftState, Draw, Proposal, Proposer, Sampling, Shape, Tree
+from specdec.errors import ConfigError, DataError
 from specdec.targets import Target, TargetOutput
+
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,16 @@ class Generation:
 
 def generate(
     target: Target,
-    drafter: Drafter | None,
+    drafter: Proposer | None,
     prompt_ids: list[int],
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    tree: Tree | None = None,
+    sampling: Sampling = GREEDY,
+    **choices: Any,
 ) -> Generation:
-    """Generates until a stop token of the base or `max_new_tokens`. See `steps`."""
+    """Generates until a stop token of the base, a stop string or `max_new_tokens`. See `steps`."""
     token_ids: list[int] = []
     accepted: list[int] = []
-    for i, step in enumerate(steps(target, drafter, prompt_ids, max_new_tokens, temperature, top_p, seed, tree)):
+    for i, step in enumerate(steps(target, drafter, prompt_ids, max_new_tokens, sampling, **choices)):
         token_ids += step.token_ids
         if i > 0:
             accepted.append(step.accepted)
@@ -74,75 +76,90 @@ def generate(
 
 def steps(
     target: Target,
-    drafter: Drafter | None,
+    drafter: Proposer | None,
     prompt_ids: list[int],
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
+    *,
     seed: int | None = None,
-    tree: Tree | None = None,
+    tree: Shape | None = None,
+    sample_drafts: bool = False,
+    typical: Typical | None = None,
+    stop: Stop | None = None,
+    cache: DynamicCache | None = None,
 ) -> Iterator[Step]:
     """The generation, step by step, for streaming.
 
-    drafter: None for plain decoding. temperature 0 is greedy. seed: of the sampling; None takes a random one.
-    tree: how to grow a draft tree in each step; None: chains of the drafter's `draft_tokens`.
-    Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ModelError
-    when the base cannot verify trees.
+    drafter: None for plain decoding. seed: of the sampling; None takes a random one. tree: the form of a draft
+    tree; None: chains of the drafter's `draft_tokens`. sample_drafts: the drafter draws its tokens as the base does,
+    instead of proposing the most probable ones; the output has the same law. typical: the lossy rule of that name.
+    stop: ends the generation early; None: behind a stop token of the base. cache: an empty one of
+    `target.new_cache()`, for those who look at it afterwards: it holds the context but for its last token or two.
+    Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ConfigError
+    when choices exclude each other, ModelError when the base cannot verify trees.
     """
     room = target.max_positions - len(prompt_ids)
     if not prompt_ids or room < 1:
         raise DataError(
             f"the prompt has {len(prompt_ids)} tokens: {target.name} takes 1 to {target.max_positions - 1}"
         )
-    chooser = Chooser(temperature, top_p, _generator(target, seed))
+    if sample_drafts and isinstance(tree, Tree):
+        raise ConfigError("sampled drafts need a chain or a static tree: a dynamic one keeps the likely draws only")
+    if sample_drafts and typical:
+        raise ConfigError("typical acceptance is a rule for most probable drafts: leave sample_drafts out")
     if drafter and tree:
         target.check_trees()
-    return _run(target, drafter, prompt_ids, min(max_new_tokens, room), chooser, tree)
+    generator = _generator(target, seed)
+    draw = Draw(sampling, generator) if sample_drafts and not sampling.greedy else None
+    verifier = Verifier(sampling, generator, typical)
+    limit = min(max_new_tokens, room)
+    stop = stop or Stop(target.stop_ids)
+    return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache or target.new_cache())
 
 
 @torch.inference_mode()
 def _run(
     target: Target,
-    drafter: Drafter | None,
+    drafter: Proposer | None,
     prompt_ids: list[int],
     limit: int,
-    chooser: Chooser,
-    tree: Tree | None,
+    verifier: Verifier,
+    tree: Shape | None,
+    draw: Draw | None,
+    stop: Stop,
+    cache: DynamicCache,
 ) -> Iterator[Step]:
-    cache = target.new_cache()
     layers = drafter.aux_layers if drafter else ()
-    state = DraftState()
+    state = DraftState(start=prompt_ids[0])
     prompt = torch.tensor([prompt_ids], device=target.device)
     read = target.forward(prompt, cache=cache, layers=layers)
-    newest = chooser(target.logits(read.hidden[0, -1:]))
+    newest = verifier.choose(target.logits(read.hidden[0, -1:]))
     if drafter:
         auxiliary = None if read.auxiliary is None else read.auxiliary[0]
         state.observe(torch.cat([prompt[0, 1:], newest]), read.hidden[0], auxiliary)
-    emitted, done = _until_stop(newest.tolist(), target.stop_ids, limit)
+    emitted, done = stop.cut([], newest.tolist(), limit)
     yield Step(emitted, 0, 0)
-    left = limit - len(emitted)
-    context = len(prompt_ids)
-    while not done and left > 0:
+    made, context = [*emitted], len(prompt_ids)
+    while not done and len(made) < limit:
         # The last token of the context never needs a draft behind it.
-        draft = _draft(drafter, state, min(left, target.max_positions - context - 1), newest, tree)
+        budget = min(limit - len(made), target.max_positions - context - 1)
+        draft = drafter.propose(state, budget, tree, draw) if drafter and budget > 0 else Proposal(newest[:0])
         read = _verify(target, cache, newest, draft, layers)
-        chosen = chooser(target.logits(read.hidden[0]))
-        path = accepted_path(draft, chosen)
-        accepted = len(path)
+        verdict = verifier(draft, target.logits(read.hidden[0]))
+        accepted = len(verdict.places)
         if draft.parents is None:
             target.crop(cache, context + 1 + accepted)
         else:
-            target.keep(cache, context + 1, path)
-        places = torch.cat([path.new_zeros(1), path + 1])  # of the rows that were read and stay
-        said = chosen[places]
-        newest = said[-1:]
+            target.keep(cache, context + 1, verdict.places)
+        newest = verdict.token_ids[-1:]
         if drafter:
-            auxiliary = None if read.auxiliary is None else read.auxiliary[0, places]
-            state.observe(said, read.hidden[0, places], auxiliary)
+            rows = pad(verdict.places + 1, (1, 0))  # that were read and stay
+            auxiliary = None if read.auxiliary is None else read.auxiliary[0, rows]
+            state.observe(verdict.token_ids, read.hidden[0, rows], auxiliary)
         context += accepted + 1
-        emitted, done = _until_stop(said.tolist(), target.stop_ids, left)
+        emitted, done = stop.cut(made, verdict.token_ids.tolist(), limit - len(made))
         yield Step(emitted, len(draft.token_ids), accepted)
-        left -= len(emitted)
+        made += emitted
 
 
 def _verify(
@@ -155,20 +172,6 @@ def _verify(
     sees = pad(draft.ancestors(), (1, 0, 1, 0), value=False)
     sees[:, 0] = True  # everyone sees the newest token
     return target.forward_tree(token_ids, sees, cache, layers)
-
-
-def _draft(drafter: Drafter | None, state: DraftState, budget: int, newest: Tensor, tree: Tree | None) -> Proposal:
-    if drafter is None or budget < 1:
-        return Proposal(newest[:0])
-    return drafter.propose(state, budget, tree)
-
-
-def _until_stop(tokens: list[int], stop_ids: frozenset[int], limit: int) -> tuple[list[int], bool]:
-    """Cuts behind the first stop token and at the limit; says whether a stop token was met."""
-    for i, token in enumerate(tokens[:limit]):
-        if token in stop_ids:
-            return tokens[: i + 1], True
-    return tokens[:limit], False
 
 
 def _generator(target: Target, seed: int | None) -> torch.Generator | None:

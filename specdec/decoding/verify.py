@@ -1,9 +1,15 @@
-"""Verification: which draft tokens the base itself would have said (docs/drafters.md, "Why it is lossless").
+"""Verification: which draft tokens stay, and what the base says behind them (docs/drafters.md, "Why it is lossless").
 
-Drafts here are choices, not samples. For such a proposal, chain or tree, the exact rule is simple: let the base
-choose its own token behind the context, from its own distribution; while that token is among the drafts that follow,
-go on behind it, and stop with the first that is not. Every emitted token was then drawn from the base's distribution
-given the tokens before it: greedy decoding and sampling alike, with no correction to make.
+Three rules, by what the proposal is:
+
+- *Choices* (the drafter's most probable tokens, a chain or a tree): the base draws its own token behind the context,
+  from its own law; while that token is among the drafts that follow, go on behind it, and stop with the first that is
+  not. Every emitted token was drawn by the base. Greedy decoding is this rule too.
+- *Draws* (sampled by the drafter): speculative sampling with residual (Leviathan et al. 2023, arXiv:2211.17192;
+  several children of one node as in SpecInfer, Miao et al. 2024, arXiv:2305.09781). A draft x from the law q is kept
+  with chance min(1, p(x) / q(x)), else p becomes the normed positive part of p - q for the next child, or the base.
+- *Typical* acceptance (Medusa's): a draft is kept where the base finds it likely enough. It changes the output's law,
+  and is used only where it is asked for by name.
 """
 
 from dataclasses import dataclass
@@ -11,45 +17,132 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.drafters import Proposal
+from specdec.drafters import Proposal, Sampling
+from specdec.drafters.trees import ROOT
+from specdec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Chooser:
-    """How the base chooses a token. temperature 0 is greedy; top_p keeps the smallest set of that mass."""
+class Typical:
+    """Lossy: keeps a draft whose probability is above min(epsilon, delta exp(-entropy)) (arXiv:2401.10774, 2.3.1)."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epsilon <= 1 and self.delta > 0):
+            raise ConfigError(
+                f"typical acceptance: epsilon {self.epsilon} must be in (0, 1], delta {self.delta} above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """places[a]: the accepted draft tokens, from the first one on. token_ids[a+1]: they, and what the base says."""
+
+    places: Tensor
+    token_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """How the base chooses, and with which random numbers. typical: the lossy rule; None: an exact one."""
+
+    sampling: Sampling
     generator: torch.Generator | None = None
+    typical: Typical | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """logits[N, V] -> tokens[N], each drawn independently."""
-        if self.temperature == 0:
+    def __call__(self, proposal: Proposal, logits: Tensor) -> Verdict:
+        """logits[N+1, V]: the base's behind the context, and behind each draft token."""
+        if self.typical and len(proposal.token_ids):
+            probabilities = self.sampling.probabilities(logits)
+            plain = torch.softmax(logits / (self.sampling.temperature or 1), -1)
+            places = deepest(proposal, likely_enough(proposal, plain, self.typical))
+            return self._verdict(proposal, places, self._draw(probabilities[row_behind(places)]))
+        if proposal.laws is None:
+            chosen = self.choose(logits)
+            places = accepted_path(proposal, chosen)
+            return self._verdict(proposal, places, chosen[row_behind(places)])
+        uniforms = torch.rand(len(proposal.token_ids), generator=self.generator, device=logits.device)
+        kept, left = rejection(proposal, self.sampling.probabilities(logits), uniforms)
+        places = deepest(proposal, kept)
+        return self._verdict(proposal, places, self._draw(left[row_behind(places)]))
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The base's own token behind each of n contexts: logits[n, V] -> tokens[n], each drawn independently."""
+        if self.sampling.greedy:
             return logits.argmax(-1)
-        probabilities = torch.softmax(logits / self.temperature, -1)
-        if self.top_p < 1:
-            probabilities = nucleus(probabilities, self.top_p)
+        return self._draw(self.sampling.probabilities(logits))
+
+    def _draw(self, probabilities: Tensor) -> Tensor:
         return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
 
-
-def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Zeroes all but the most probable tokens whose mass before them is below top_p. [N, V] -> [N, V]."""
-    ordered, indices = probabilities.sort(-1, descending=True)
-    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
-    return torch.zeros_like(probabilities).scatter(-1, indices, ordered)
+    @staticmethod
+    def _verdict(proposal: Proposal, places: Tensor, following: Tensor) -> Verdict:
+        return Verdict(places, torch.cat([proposal.token_ids[places], following.reshape(1)]))
 
 
 def accepted_path(proposal: Proposal, chosen: Tensor) -> Tensor:
-    """Places of the accepted draft tokens, from the first one on.
+    """Places of the accepted draft tokens, from the first one on, where the drafts are choices.
 
     chosen[N+1]: what the base chose behind the context, and behind each draft token.
     """
     if proposal.parents is None:
-        right = proposal.token_ids == chosen[:-1]
-        count = int(right.int().cumprod(0).sum())
-        return torch.arange(count, device=chosen.device)
-    right = proposal.token_ids == chosen[proposal.parents + 1]
+        return deepest(proposal, proposal.token_ids == chosen[:-1])
+    return deepest(proposal, proposal.token_ids == chosen[proposal.parents + 1])
+
+
+def rejection(proposal: Proposal, probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(kept[N], left[N+1, V]) of drafts that were drawn.
+
+    probabilities[N+1, V]: the base's law behind the context, and behind each draft token; uniforms[N] in [0, 1).
+    kept: the draft is taken if its parent is. left: the law of the base's next token behind the context, and behind
+    each draft token, where none of its children is kept.
+    """
+    assert proposal.laws is not None
+    count = len(proposal.token_ids)
+    parents = proposal.parents
+    if parents is None:
+        parents = torch.arange(ROOT, count - 1, device=uniforms.device)
+    sibling = (parents[:, None] == parents).tril(-1).sum(1)  # how many children of the same node stand in front
+    kept = torch.zeros(count, dtype=torch.bool, device=uniforms.device)
+    taken = torch.zeros(count + 1, dtype=torch.bool, device=uniforms.device)  # the node has a kept child
+    left = probabilities
+    for turn in range(int(sibling.max()) + 1 if count else 0):
+        nodes = (sibling == turn).nonzero().squeeze(-1)
+        above, law = parents[nodes] + 1, proposal.laws[nodes]
+        token = proposal.token_ids[nodes, None]
+        wanted, drawn = left[above].gather(-1, token)[:, 0], law.gather(-1, token)[:, 0]
+        keep = (uniforms[nodes] < wanted / drawn) & (drawn > 0) & ~taken[above]
+        rest = (left[above] - law).clamp(min=0)
+        total = rest.sum(-1, keepdim=True)
+        # Nothing is left where the two laws are the same but for rounding: then the draft is never refused.
+        rest = torch.where(total > 0, rest / total, left[above])
+        kept[nodes], taken[above] = keep, taken[above] | keep
+        left = left.index_copy(0, above, rest)
+    return kept, left
+
+
+def likely_enough(proposal: Proposal, probabilities: Tensor, rule: Typical) -> Tensor:
+    """bool[N]: what typical acceptance keeps. probabilities[N+1, V]: the base's."""
+    entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
+    least = (rule.delta * torch.exp(-entropy)).clamp(max=rule.epsilon)
+    count = len(proposal.token_ids)
+    parents = torch.arange(ROOT, count - 1, device=least.device) if proposal.parents is None else proposal.parents
+    return probabilities[parents + 1].gather(-1, proposal.token_ids[:, None])[:, 0] > least[parents + 1]
+
+
+def deepest(proposal: Proposal, kept: Tensor) -> Tensor:
+    """Places of the longest path whose every node is kept[N] (the first one of several)."""
+    if proposal.parents is None:
+        count = int(kept.int().cumprod(0).sum())
+        return torch.arange(count, device=kept.device)
     ancestors = proposal.ancestors()
-    whole = ~(ancestors & ~right).any(1)  # all of its path is right; children differ, so there is one such path
-    deepest = int((ancestors.sum(1) * whole).argmax())
-    return (ancestors[deepest] & whole[deepest]).nonzero().squeeze(-1)
+    whole = ~(ancestors & ~kept).any(1)
+    last = int((ancestors.sum(1) * whole).argmax())
+    return (ancestors[last] & whole[last]).nonzero().squeeze(-1)
+
+
+def row_behind(places: Tensor) -> int:
+    """The row of logits behind the accepted path."""
+    return int(places[-1]) + 1 if len(places) else 0

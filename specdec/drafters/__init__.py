@@ -14,12 +14,14 @@ from specdec.drafters.interface import (
     DrafterLoss,
     DraftState,
     Features,
+    Proposer,
     answer_counts,
     check_identity,
     load_checkpoint,
 )
 from specdec.drafters.medusa import Medusa
-from specdec.drafters.trees import Proposal, Tree
+from specdec.drafters.sampling import Draw, Sampling
+from specdec.drafters.trees import Proposal, Shape, StaticTree, Tree
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -66,11 +68,16 @@ __all__ = [
     "DraftState",
     "Drafter",
     "DrafterLoss",
+    "Draw",
     "Eagle",
     "Eagle3",
     "Features",
     "Medusa",
     "Proposal",
+    "Proposer",
+    "Sampling",
+    "Shape",
+    "StaticTree",
     "Tree",
     "answer_counts",
     "load_drafter",

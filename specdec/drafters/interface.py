@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import specdec
-from specdec.drafters.trees import Proposal, Tree
+from specdec.drafters.sampling import Draw
+from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
 from specdec.io import replacing_dir, write_json
 from specdec.targets import Target
@@ -101,6 +102,7 @@ class DraftState:
     hidden: Tensor | None = None
     auxiliary: Tensor | None = None
     cache: Any = None
+    start: int | None = None  # the context's very first token, which stands behind no state
 
     def observe(self, token_ids: Tensor, hidden: Tensor, auxiliary: Tensor | None) -> None:
         """The base read n more true tokens; token_ids[i] is what came behind hidden[i]."""
@@ -112,6 +114,21 @@ class DraftState:
     def forget(self) -> None:
         """What was observed has been read."""
         self.token_ids = self.hidden = self.auxiliary = None
+
+
+class Proposer(Protocol):
+    """What decoding asks of a drafter: all there is to one that needs no training."""
+
+    aux_layers: tuple[int, ...]  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
+    draft_tokens: int  # the chain that `propose` gives when the budget allows
+
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
+        """Reads what `state` observed (one token at least) and proposes a path of `budget` tokens at most.
+
+        tree: its form; None: a chain, `draft_tokens` long. draw: how tokens are drawn; None: the most probable ones.
+        """
 
 
 class Drafter(nn.Module, ABC):
@@ -163,11 +180,10 @@ class Drafter(nn.Module, ABC):
         """
 
     @abstractmethod
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
-        """Reads what `state` observed (one token at least) and proposes the next `budget` tokens at most.
-
-        tree: how to grow one; None: the chain of most probable tokens, `draft_tokens` long.
-        """
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
+        """See `Proposer.propose`."""
 
     def forward(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         """The loss: training wrappers (autocast, DDP, FSDP) hook into `forward`."""

@@ -22,7 +22,8 @@ from specdec.drafters.interface import (
     accepted,
     check_tensors,
 )
-from specdec.drafters.trees import Proposal, Said, Tree, grow, most_probable
+from specdec.drafters.sampling import Draw, Said, pick
+from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -143,21 +144,27 @@ class Medusa(Drafter):
         loss = head_loss(job, states, weights)
         return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
         assert state.hidden is not None
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()
         count = min(budget, tree.depth if tree else self.draft_tokens)
         pairs = list(zip(self.blocks, weights, strict=True))[:count]
-        logits = [block(newest)[0] @ weight.T for block, weight in pairs]
+        width = tree.width if tree else 1
+        levels = [pick(block(newest) @ weight.T, width, draw).at(0) for block, weight in pairs]
         if tree is None:
-            return Proposal(torch.stack([row.argmax() for row in logits]))
-        said = iter([most_probable(row, tree.width) for row in logits])
+            laws = None if draw is None else torch.cat([said.laws for said in levels if said.laws is not None])
+            return Proposal(torch.cat([said.tokens for said in levels]), None, laws)
+        following = iter(levels)
 
         def extend(tokens: Tensor, _parents: Tensor) -> Said:
             """A head says the same behind every node: it has seen none of them."""
-            scores, following = next(said)
-            return scores.expand(len(tokens), -1), following.expand(len(tokens), -1)
+            said = next(following)
+            count = len(tokens)
+            laws = None if said.laws is None else said.laws.expand(count, -1, -1)
+            return Said(said.scores.expand(count, -1), said.tokens.expand(count, -1), laws)
 
-        return grow(tree, len(logits), next(said), extend)
+        return tree.grow(len(levels), next(following), extend)

@@ -1,59 +1,43 @@
 """Draft trees: several continuations of one context, verified in one pass of the base.
 
-A tree is grown from the drafter's own confidence (EAGLE-2, Li et al. 2024, arXiv:2406.16858): in every level the
-`width` most probable nodes get their `width` most probable children, probabilities multiplied along the path; of all
-nodes, the `nodes` most probable are verified. A node is never more probable than its parent, so they are a tree.
+A dynamic tree is grown from the drafter's own confidence (EAGLE-2, Li et al. 2024, arXiv:2406.16858): in every level
+the `width` most probable nodes get their `width` most probable children, probabilities multiplied along the path; of
+all nodes, the `nodes` most probable are verified. A node is never more probable than its parent, so they are a tree.
+
+A static tree always has the same form (Medusa, Cai et al. 2024, arXiv:2401.10774): a node is the path of ranks to it,
+(1, 0) being the drafter's best token behind its second best one. A form that does not look at what was drawn is what
+sampled proposals need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from specdec.drafters.sampling import Said
 from specdec.errors import ConfigError
 
 ROOT = -1  # the parent of the first draft tokens: the newest token of the context
 
-# What a drafter says behind each of n nodes: (log p[n, w], tokens[n, w]), the w most probable tokens, best first.
-Said = tuple[Tensor, Tensor]
 # (tokens[n], parents[n]) of a level, parents as places in the level that was given before (ROOT: the context).
 Extend = Callable[[Tensor, Tensor], Said]
 
 
 @dataclass(frozen=True)
-class Tree:
-    """How a tree is grown. depth: draft tokens on the longest path. width: children a node, and nodes a level that
-    get children. nodes: how many are verified."""
-
-    depth: int
-    width: int
-    nodes: int
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "width", "nodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a tree is {getattr(self, name)}, and must be 1 or more")
-
-
-def parse_tree(text: str) -> Tree:
-    """ "5,4,20" -> Tree(5, 4, 20). Raises ConfigError for anything else."""
-    try:
-        depth, width, nodes = map(int, text.split(","))
-        return Tree(depth, width, nodes)
-    except ValueError as error:
-        raise ConfigError(f"tree {text!r}: write DEPTH,WIDTH,NODES, as 5,4,20 ({error})") from None
-
-
-@dataclass(frozen=True)
 class Proposal:
-    """Draft tokens[N], each the drafter's own choice and no sample; a node comes behind its parent.
+    """Draft tokens[N]; a node comes behind its parent, and children of one node in the order of their draws.
 
     parents[N]: the place of each one's parent, or ROOT; None: a chain. Children of one node differ.
+    laws[N, V]: what each token was drawn from, given its path and that those in front of it were not taken; None:
+    the tokens are the drafter's own choice and no draws.
     """
 
     token_ids: Tensor
     parents: Tensor | None = None
+    laws: Tensor | None = None
 
     def ancestors(self) -> Tensor:
         """bool[N, N]: row i marks node i and every node above it."""
@@ -68,32 +52,144 @@ class Proposal:
         return found > 0
 
 
-def most_probable(logits: Tensor, width: int) -> Said:
-    """(log p[..., w], tokens[..., w]) of logits[..., V]."""
-    scores, tokens = logits.float().log_softmax(-1).topk(min(width, logits.shape[-1]))
-    return scores.clamp(max=0), tokens
+class Shape(Protocol):
+    """A form of tree that drafters grow: `depth` levels at most, `width` children a node at most."""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
+        """The proposal of a drafter that says `first` (of one node) behind the context, and then what follows each
+        level. depth: of this tree at most, where less room is left."""
 
 
-def grow(tree: Tree, depth: int, first: Said, extend: Extend) -> Proposal:
-    """The proposal of a drafter that says `first` behind the context, and then what follows each level.
+@dataclass(frozen=True)
+class Tree:
+    """How a dynamic tree is grown. depth: draft tokens on the longest path. width: children a node, and nodes a level
+    that get children. nodes: how many are verified."""
 
-    first: (log p[w], tokens[w]). depth: of this tree at most, where less room is left.
-    """
-    scores, tokens = first
-    parents = places = torch.full_like(tokens, ROOT)  # in the whole pool; in the level that was given before
-    pool = [(scores, tokens, parents)]
-    start = 0  # of the newest level in the pool
-    for _ in range(1, min(depth, tree.depth)):
-        chosen = scores.topk(min(tree.width, len(scores))).indices.sort().values
-        said, following = extend(tokens[chosen], places[chosen])
-        width = following.shape[1]
-        places = torch.arange(len(chosen), device=chosen.device).repeat_interleave(width)
-        parents = (start + chosen)[places]
-        start += len(scores)
-        scores, tokens = (scores[chosen, None] + said).flatten(), following.flatten()
-        pool.append((scores, tokens, parents))
-    every = [torch.cat(parts) for parts in zip(*pool, strict=True)]
-    return _best(every[0], every[1], every[2], min(tree.nodes, len(every[0])))
+    depth: int
+    width: int
+    nodes: int
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a tree is {getattr(self, name)}, and must be 1 or more")
+
+    def __str__(self) -> str:
+        return f"{self.depth},{self.width},{self.nodes}"
+
+    def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
+        assert first.laws is None, "which nodes stay depends on their probability: draws would not be draws any more"
+        scores, tokens = first.scores, first.tokens
+        parents = places = torch.full_like(tokens, ROOT)  # in the whole pool; in the level that was given before
+        pool = [(scores, tokens, parents)]
+        start = 0  # of the newest level in the pool
+        for _ in range(1, min(depth, self.depth)):
+            chosen = scores.topk(min(self.width, len(scores))).indices.sort().values
+            said = extend(tokens[chosen], places[chosen])
+            width = said.tokens.shape[1]
+            places = torch.arange(len(chosen), device=chosen.device).repeat_interleave(width)
+            parents = (start + chosen)[places]
+            start += len(scores)
+            scores, tokens = (scores[chosen, None] + said.scores).flatten(), said.tokens.flatten()
+            pool.append((scores, tokens, parents))
+        every = [torch.cat(parts) for parts in zip(*pool, strict=True)]
+        return _best(every[0], every[1], every[2], min(self.nodes, len(every[0])))
+
+
+def parse_tree(text: str) -> Tree:
+    """ "5,4,20" -> Tree(5, 4, 20). Raises ConfigError for anything else."""
+    try:
+        depth, width, nodes = map(int, text.split(","))
+        return Tree(depth, width, nodes)
+    except ValueError as error:
+        raise ConfigError(f"tree {text!r}: write DEPTH,WIDTH,NODES, as 5,4,20 ({error})") from None
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The nodes of one level. parents[n]: place among those of the level above that have children; ranks[n]: which
+    of the parent's children; above[n]: the parent's place in the whole tree; asked: places of nodes with children."""
+
+    parents: list[int]
+    ranks: list[int]
+    above: list[int]
+    asked: list[int]
+
+
+@dataclass(frozen=True)
+class StaticTree:
+    """paths: every node as the ranks on the way to it. Raises ConfigError where a node's parent is missing."""
+
+    paths: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        known = set(self.paths)
+        if not known or len(known) < len(self.paths):
+            raise ConfigError("a static tree needs one path or more, each of them once")
+        for path in self.paths:
+            if not path or min(path) < 0 or (len(path) > 1 and path[:-1] not in known):
+                raise ConfigError(f"static tree: {list(path)} is no path behind another one of the tree")
+
+    @classmethod
+    def of(cls, paths: Iterable[Iterable[int]]) -> "StaticTree":
+        """Paths in any order, shorter ones first afterwards."""
+        return cls(tuple(sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))))
+
+    @property
+    def depth(self) -> int:
+        return max(map(len, self.paths))
+
+    @property
+    def width(self) -> int:
+        return 1 + max(map(max, self.paths))
+
+    @cached_property
+    def _levels(self) -> list[_Level]:
+        levels: list[_Level] = []
+        asked: dict[tuple[int, ...], int] = {}  # nodes of the level above that have children
+        starts: dict[tuple[int, ...], int] = {}  # place of each node in the whole tree
+        with_children = {path[:-1] for path in self.paths}
+        for length in range(1, self.depth + 1):
+            here = sorted(path for path in self.paths if len(path) == length)
+            starts |= {path: len(starts) + i for i, path in enumerate(here)}
+            places = [i for i, path in enumerate(here) if path in with_children]
+            levels.append(
+                _Level(
+                    parents=[asked.get(path[:-1], ROOT) for path in here],
+                    ranks=[path[-1] for path in here],
+                    above=[starts.get(path[:-1], ROOT) for path in here],
+                    asked=places,
+                )
+            )
+            asked = {here[place]: i for i, place in enumerate(places)}
+        return levels
+
+    def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
+        if self.width > first.tokens.shape[-1]:
+            raise ConfigError(
+                f"static tree: a node has a child of rank {self.width - 1}, and the drafter knows "
+                f"{first.tokens.shape[-1]} tokens"
+            )
+        device = first.tokens.device
+        said = Said(first.scores[None], first.tokens[None], None if first.laws is None else first.laws[None])
+        tokens, parents, laws = [], [], []
+        for number, level in enumerate(self._levels[:depth]):
+            place = torch.tensor(level.parents, device=device)
+            rank = torch.tensor(level.ranks, device=device)
+            tokens.append(said.tokens[place.clamp(min=0), rank])
+            parents.append(torch.tensor(level.above, device=device))
+            if said.laws is not None:
+                laws.append(said.laws[place.clamp(min=0), rank])
+            if number + 1 < min(depth, len(self._levels)):
+                asked = torch.tensor(level.asked, device=device)
+                said = extend(tokens[-1][asked], place[asked])
+        return Proposal(torch.cat(tokens), torch.cat(parents), torch.cat(laws) if laws else None)
 
 
 def _best(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> Proposal:

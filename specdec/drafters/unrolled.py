@@ -26,7 +26,8 @@ from specdec.drafters.attention import Chain, additive_mask, attend_to
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
 from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, accepted, check_tensors
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
-from specdec.drafters.trees import Proposal, Said, Tree, grow, most_probable
+from specdec.drafters.sampling import Draw, Said, pick
+from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
 from specdec.targets import Target
 
@@ -173,7 +174,9 @@ class Unrolled(Drafter):
 
     # ---------------------------------------------------------------- drafting
 
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
         if state.cache is None:
             state.cache = DraftCache(len(self.layers))
         cache: DraftCache = state.cache
@@ -181,9 +184,9 @@ class Unrolled(Drafter):
         known = cache.length
         said, states = self.finish(output)
         if tree is None:
-            proposal = self._chain(cache, said, states, position, min(budget, self.draft_tokens))
+            proposal = self._chain(cache, said, states, position, min(budget, self.draft_tokens), draw)
         else:
-            proposal = self._grow(cache, said, states, position, min(budget, tree.depth), tree)
+            proposal = self._grow(cache, said, states, position, min(budget, tree.depth), tree, draw)
         cache.crop(known)
         return proposal
 
@@ -202,24 +205,30 @@ class Unrolled(Drafter):
         state.forget()
         return output[-1:], positions[-1:]
 
-    def _chain(self, cache: "DraftCache", said: Tensor, states: Tensor, position: Tensor, count: int) -> Proposal:
-        drafted: list[Tensor] = []
+    def _chain(
+        self, cache: "DraftCache", said: Tensor, states: Tensor, position: Tensor, count: int, draw: Draw | None
+    ) -> Proposal:
+        drafted: list[Said] = []
         for i in range(count):
             if i > 0:
-                output = self._append(cache, states, drafted[-1], position + i)
+                output = self._append(cache, states, drafted[-1].tokens, position + i)
                 said, states = self.finish(output)
-            drafted.append(self._to_target(self._logits(said).argmax(-1)))
-        return Proposal(torch.cat(drafted))
+            drafted.append(self._pick(said, 1, draw).at(0))
+        laws = None if draw is None else torch.cat([one.laws for one in drafted if one.laws is not None])
+        return Proposal(torch.cat([one.tokens for one in drafted]), None, laws)
 
     def _grow(
-        self, cache: "DraftCache", said: Tensor, states: Tensor, position: Tensor, depth: int, tree: Tree
+        self,
+        cache: "DraftCache",
+        said: Tensor,
+        states: Tensor,
+        position: Tensor,
+        depth: int,
+        tree: Shape,
+        draw: Draw | None,
     ) -> Proposal:
         context, level = cache.length, 0
         seen = torch.ones(1, context, dtype=torch.bool, device=said.device)  # of the cache, by each node given last
-
-        def following(said: Tensor) -> Said:
-            scores, tokens = most_probable(self._logits(said), tree.width)
-            return scores, self._to_target(tokens)
 
         def extend(tokens: Tensor, parents: Tensor) -> Said:
             """Runs the nodes, each of which sees the context, the nodes above it and itself."""
@@ -230,10 +239,20 @@ class Unrolled(Drafter):
             seen = torch.cat([seen[above], own], 1)
             output = self._append(cache, states[above], tokens, (position + level).expand(len(tokens)), seen)
             said, states = self.finish(output)
-            return following(said)
+            return self._pick(said, tree.width, draw)
 
-        scores, tokens = following(said)
-        return grow(tree, depth, (scores[0], tokens[0]), extend)
+        return tree.grow(depth, self._pick(said, tree.width, draw).at(0), extend)
+
+    def _pick(self, said: Tensor, width: int, draw: Draw | None) -> Said:
+        """What is said behind each of said[n, H], in the base's tokens."""
+        found = pick(self._logits(said), width, draw)
+        if self.vocabulary is None:
+            return found
+        laws = found.laws
+        if laws is not None:
+            empty = laws.new_zeros(*laws.shape[:-1], self.target.vocab_size)
+            laws = empty.index_copy(-1, self.vocabulary.to_target, laws)
+        return Said(found.scores, self._to_target(found.tokens), laws)
 
     def _logits(self, said: Tensor) -> Tensor:
         logits = said @ self.output_weight.to(said.dtype).T

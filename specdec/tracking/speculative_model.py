@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
 
 class SpeculativeModel(PythonModel):
@@ -44,10 +44,13 @@ class SpeculativeModel(PythonModel):
 
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
         from specdec.decoding import generate
+        from specdec.drafters import Sampling
 
+        options = dict(options)
+        sampling = Sampling(*(options.pop(name) for name in ("temperature", "top_k", "top_p")))
         tokenizer = self.target.tokenizer
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = generate(self.target, self.drafter, list(prompt), **options)
+        answer = generate(self.target, self.drafter, list(prompt), options.pop("max_new_tokens"), sampling, **options)
         return {
             "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             "tokens": len(answer.token_ids),

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specdec.drafters import Drafter, DrafterLoss, DraftState, Features, Proposal, Tree
+from specdec.drafters import Drafter, DrafterLoss, DraftState, Draw, Features, Proposal, Shape
 from specdec.targets import Target
 
 
@@ -44,7 +44,9 @@ class Oracle(Drafter):
     def loss(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         raise AssertionError
 
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
         count = min(budget, self.length)
         right = (self.truth[self.place : self.place + count] + [0] * count)[:count]
         spoilt = self.plan[self.step] if self.step < len(self.plan) else None

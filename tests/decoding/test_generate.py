@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.decoding import generate, steps
-from specdec.drafters import DraftState, Proposal, Tree
+from specdec.drafters import DraftState, Draw, Proposal, Shape, Tree
 from specdec.drafters.trees import ROOT
 from specdec.errors import DataError
 from specdec.targets import Target
@@ -54,7 +54,9 @@ class Forest(Oracle):
         super().__init__(truth, plan, length, vocab_size)
         self.random = random.Random(seed)
 
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
         chain = super().propose(state, budget).token_ids.tolist()
         tokens, parents, at = [], [], [ROOT]
         for token in chain:
@@ -96,7 +98,9 @@ class Listening(Forest):
 
     aux_layers = (1, 2)
 
-    def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
         self.state = state
         return super().propose(state, budget, tree)
 

@@ -1,6 +1,4 @@
-"""Sampling with a drafter has the base's own law: enumerated exactly, and checked on a real model."""
-
-import itertools
+"""Sampling with a drafter has the base's own law (enumerated in tests/evaluation/test_law.py), on a real model."""
 
 import numpy as np
 import pytest
@@ -8,8 +6,9 @@ import torch
 from scipy.stats import chisquare
 
 from specdec.decoding import generate
-from specdec.decoding.verify import Chooser, accepted_path, nucleus
-from specdec.drafters import Proposal
+from specdec.decoding.verify import Typical, Verifier, accepted_path, likely_enough
+from specdec.drafters import Proposal, Sampling
+from specdec.errors import ConfigError
 from specdec.targets import Target
 from tests.decoding.oracle import Oracle
 
@@ -20,54 +19,6 @@ def draft(tokens: list[int], parents: list[int] | None = None) -> Proposal:
 
 def path(proposal: Proposal, chosen: list[int]) -> list[int]:
     return accepted_path(proposal, torch.tensor(chosen)).tolist()
-
-
-def subsets(size: int) -> list[tuple[int, ...]]:
-    """Of three tokens, `size` different ones, in every order: the order of siblings must not matter."""
-    return list(itertools.permutations(range(3), size))
-
-
-def trees() -> list[Proposal]:
-    """Chains of two, and every tree of two levels: up to three first tokens, each with up to two behind it."""
-    made = [draft(list(pair)) for pair in itertools.product(range(3), repeat=2)]
-    for width in (1, 2, 3):
-        for first in subsets(width):
-            for behind in itertools.product([(), (1,), (0, 2), (2, 1)], repeat=width):
-                tokens, parents = list(first), [-1] * width
-                for place, following in enumerate(behind):
-                    tokens += following
-                    parents += [place] * len(following)
-                made.append(draft(tokens, parents))
-    return made
-
-
-def test_exact_law_on_a_toy_vocabulary() -> None:
-    """Every outcome of the base's choices is enumerated: the law of the first two emitted tokens is the base's.
-
-    The base is a table p[a][b] over three tokens: the law of the first token, and of the second given the first.
-    """
-    rng = np.random.default_rng(0)
-    first = rng.dirichlet(np.ones(3))
-    second = rng.dirichlet(np.ones(3), size=3)
-    for proposal in trees():
-        tokens = proposal.token_ids.tolist()
-        parents = [-1, 0] if proposal.parents is None else proposal.parents.tolist()
-        above = [i for i, parent in enumerate(parents) if parent == -1]  # what is behind the second is not looked at
-        law = np.zeros((3, 3))
-        for choices in itertools.product(range(3), repeat=1 + len(above)):
-            chosen = [choices[0]] + [0] * len(tokens)
-            probability = first[choices[0]]
-            for place, choice in zip(above, choices[1:], strict=True):
-                chosen[place + 1] = choice
-                probability *= second[tokens[place]][choice]
-            accepted = path(proposal, chosen)
-            if not accepted:  # one token is emitted: the next pass starts from it
-                law[choices[0]] += probability * second[choices[0]]
-            else:
-                law[tokens[accepted[0]], chosen[accepted[0] + 1]] += probability
-                for place in accepted[1:]:
-                    assert tokens[place] == chosen[parents[place] + 1]
-        np.testing.assert_allclose(law, first[:, None] * second, atol=1e-12, err_msg=str(proposal))
 
 
 @pytest.mark.parametrize("drafted", [True, False])
@@ -82,7 +33,7 @@ def test_sampled_tokens_follow_the_bases_distribution(target: Target, drafted: b
     seen = np.zeros(len(law))
     for seed in range(count):
         oracle = Oracle([0, likeliest], [], 1, target.vocab_size) if drafted else None
-        made = generate(target, oracle, [*prompt], 2, temperature=temperature, seed=seed).token_ids
+        made = generate(target, oracle, [*prompt], 2, Sampling(temperature), seed=seed).token_ids
         if made[0] == first:
             seen[made[1]] += 1
     often = law * seen.sum() >= 5
@@ -93,16 +44,8 @@ def test_sampled_tokens_follow_the_bases_distribution(target: Target, drafted: b
 
 
 def test_the_same_seed_gives_the_same_text(target: Target) -> None:
-    made = [generate(target, None, [1, 4, 40, 2, 5], 12, 1.0, seed=s).token_ids for s in (3, 3, 4)]
+    made = [generate(target, None, [1, 4, 40, 2, 5], 12, Sampling(1.0), seed=s).token_ids for s in (3, 3, 4)]
     assert made[0] == made[1] != made[2]
-
-
-def test_nucleus_keeps_the_smallest_set() -> None:
-    probabilities = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    assert nucleus(probabilities, 0.5)[0].nonzero().flatten().tolist() == [1]
-    assert nucleus(probabilities, 0.6)[0].nonzero().flatten().tolist() == [1, 3]
-    assert nucleus(probabilities, 1.0)[0].tolist() == pytest.approx(probabilities[0].tolist())
-    assert Chooser(1.0, 0.5)(probabilities.log()).tolist() == [1]
 
 
 def test_accepted_is_the_leading_run() -> None:
@@ -122,3 +65,32 @@ def test_accepted_is_the_one_path_that_is_right_from_the_start() -> None:
     assert path(tree, [5, 7, 8, 5, 0, 0, 0]) == [0, 2, 5]
     assert path(tree, [5, 9, 8, 5, 0, 0, 0]) == [0]
     assert path(tree, [9, 7, 7, 5, 0, 0, 0]) == [], "what follows is right, and the first token is not"
+
+
+def test_typical_acceptance_keeps_what_is_likely_enough() -> None:
+    """min(epsilon, delta exp(-entropy)): a sure base refuses what is rare, an unsure one does not."""
+    sure, unsure = [0.9, 0.06, 0.04], [0.34, 0.33, 0.33]
+    base = torch.tensor([sure, unsure, sure])
+    kept = likely_enough(draft([1, 1]), base, Typical(epsilon=0.5, delta=0.2))
+    assert kept.tolist() == [False, True]  # 0.06 < 0.2 exp(-0.393) = 0.135; 0.33 > 0.2 exp(-1.0986) = 0.067
+    kept = likely_enough(draft([1, 2], [-1, -1]), base, Typical(epsilon=0.05, delta=0.2))
+    assert kept.tolist() == [True, False]
+
+
+def test_typical_acceptance_is_lossy_and_asked_for_by_name(target: Target) -> None:
+    prompt = [1, 4, 40, 2, 5]
+    truth = generate(target, None, prompt, 12).token_ids
+    wrong = Oracle([(t + 1) % target.vocab_size for t in truth], [], 3, target.vocab_size)
+    made = generate(target, wrong, prompt, 12, typical=Typical(epsilon=1e-9, delta=1e-9))
+    assert made.accepted_per_step[0] == 3, "everything is likely enough"
+    assert made.token_ids != truth
+    with pytest.raises(ConfigError, match="leave sample_drafts out"):
+        generate(target, wrong, prompt, 12, Sampling(1.0), typical=Typical(), sample_drafts=True)
+    with pytest.raises(ConfigError, match="epsilon 0"):
+        Typical(epsilon=0)
+
+
+def test_the_base_chooses_by_its_sampling() -> None:
+    logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+    assert Verifier(Sampling(1.0, top_p=0.5)).choose(logits).tolist() == [1]
+    assert Verifier(Sampling(2.0, top_k=1)).choose(logits).tolist() == [1]

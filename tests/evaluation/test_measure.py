@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from specdec.decoding import Step
-from specdec.drafters import Drafter, DraftState, Proposal, Tree, new_drafter
+from specdec.decoding import Step, verify
+from specdec.drafters import Drafter, DraftState, Draw, Proposal, Shape, new_drafter
 from specdec.errors import DataError
 from specdec.evaluation import Bootstrap, losslessness, measure, summarize
 from specdec.evaluation.measure import PromptMeasurement, _Timed, first_difference
@@ -51,8 +51,7 @@ def test_figures_of_a_real_run(target: Target, drafter: Drafter) -> None:
 
 def test_a_changed_output_is_found(target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A verification that accepts everything (`<=` for `<`, say) must show up as not lossless."""
-    module = importlib.import_module("specdec.decoding.generate")  # the package's `generate` is the function
-    monkeypatch.setattr(module, "accepted_path", lambda draft, _chosen: torch.arange(len(draft.token_ids)))
+    monkeypatch.setattr(verify, "accepted_path", lambda draft, _chosen: torch.arange(len(draft.token_ids)))
     measured = measure(target, drafter, ROWS, 12, 1, print)
     assert not summarize(measured, BOOTSTRAP)["lossless"]
     record = losslessness(measured, "float32")
@@ -72,7 +71,9 @@ def test_counts_are_those_of_the_decoding(target: Target) -> None:
     class Again(Oracle):
         """The plan begins anew with every prompt's first draft (the newest token is the answer's first)."""
 
-        def propose(self, state: DraftState, budget: int, tree: Tree | None = None) -> Proposal:
+        def propose(
+            self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+        ) -> Proposal:
             if budget == 11:
                 self.place, self.step = 1, 0
             return super().propose(state, budget, tree)

@@ -13,7 +13,7 @@ import torch
 
 from specdec.config import MedusaSettings
 from specdec.decoding import generate
-from specdec.drafters import load_drafter, new_drafter
+from specdec.drafters import Sampling, load_drafter, new_drafter
 from specdec.io import write_json
 from specdec.targets import Target
 from specdec.targets.embedded import EmbeddedSettings
@@ -105,7 +105,7 @@ def test_it_loads_without_the_project_and_generates(real_drafter: Path, store: S
     drafter = load_drafter(tmp_path / "moved/drafters/one", target)
     for messages, row in zip([chat[1:], chat], result["rows"], strict=True):
         ids = target.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        expected = generate(target, drafter, ids, 12, temperature=1.0, seed=3)
+        expected = generate(target, drafter, ids, 12, Sampling(1.0), seed=3)
         assert row == {
             "text": target.tokenizer.decode(expected.token_ids, skip_special_tokens=True),
             "tokens": len(expected.token_ids),

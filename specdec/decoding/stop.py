@@ -1,0 +1,31 @@
+"""Where a generation ends: behind a stop token, or behind the token that completes a stop string."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stop:
+    """token_ids: stop tokens. strings: they end the answer wherever they appear in its text (needs the tokenizer);
+    the token that completes one stays, as in transformers."""
+
+    token_ids: frozenset[int]
+    strings: tuple[str, ...] = ()
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        assert self.tokenizer is not None or not self.strings, "stop strings are looked for in text"
+        assert all(self.strings), "an empty stop string would end every answer at once"
+
+    def cut(self, made: list[int], tokens: list[int], limit: int) -> tuple[list[int], bool]:
+        """(what of `tokens` is said behind `made`, `limit` tokens at most; whether it ends there)."""
+        for i, token in enumerate(tokens[:limit]):
+            if token in self.token_ids or (self.strings and self._completed(made, tokens[: i + 1])):
+                return tokens[: i + 1], True
+        return tokens[:limit], False
+
+    def _completed(self, made: list[int], tokens: list[int]) -> bool:
+        """A stop string ends with the last of `tokens`: none was there before, or nothing would come behind it."""
+        longest = max(len(string.encode()) for string in self.strings)  # in tokens too, each being a byte or more
+        text = self.tokenizer.decode([*made[-longest:], *tokens][-longest - 1 :])
+        return any(string in text for string in self.strings)

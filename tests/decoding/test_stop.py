@@ -1,0 +1,59 @@
+"""Stop strings end an answer where transformers ends it."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation import StopStringCriteria
+
+from specdec.decoding import Stop, generate
+from specdec.targets import Target
+from tests.decoding.oracle import Oracle
+
+PROMPT = [1, 4, 40, 41, 42, 2, 5]
+
+
+def by_transformers(tokenizer: Any, tokens: list[int], strings: list[str]) -> list[int]:
+    stops = StopStringCriteria(tokenizer, strings)
+    ends = (i for i in range(1, len(tokens) + 1) if bool(stops(torch.tensor([tokens[:i]]), None)[0]))  # type: ignore[arg-type]
+    return tokens[: next(ends, len(tokens))]
+
+
+@given(
+    tokens=st.lists(st.integers(70, 75) | st.integers(6, 261), min_size=1, max_size=30),
+    string=st.text("@ABCD", min_size=1, max_size=3) | st.sampled_from(["é", "ab", "\n\n"]),
+    pieces=st.lists(st.integers(1, 5), min_size=30, max_size=30),
+)
+@settings(max_examples=150, deadline=None)
+def test_as_transformers_does(target: Target, tokens: list[int], string: str, pieces: list[int]) -> None:
+    stop = Stop(frozenset(), (string,), target.tokenizer)
+    made: list[int] = []
+    rest = tokens
+    for piece in pieces:
+        said, done = stop.cut(made, rest[:piece], 10**6)
+        made += said
+        rest = rest[piece:]
+        if done or not rest:
+            break
+    assert made == by_transformers(target.tokenizer, tokens, [string])
+
+
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_inside_a_draft(target: Target, length: int) -> None:
+    truth = generate(target, None, PROMPT, 30).token_ids
+    text = target.tokenizer.decode(truth[8:10])
+    stop = Stop(target.stop_ids, (text,), target.tokenizer)
+    plain = generate(target, None, PROMPT, 30, stop=stop).token_ids
+    assert plain == by_transformers(target.tokenizer, truth, [text])
+    assert len(plain) <= 10
+    made = generate(target, Oracle(truth, [], length, target.vocab_size), PROMPT, 30, stop=stop)
+    assert made.token_ids == plain
+
+
+def test_the_limit_comes_first(target: Target) -> None:
+    stop = Stop(frozenset({7}), ("AB",), target.tokenizer)
+    assert stop.cut([], [5, 7, 9], 1) == ([5], False)
+    assert stop.cut([], [5, 7, 9], 3) == ([5, 7], True)
+    assert stop.cut([], [], 3) == ([], False)
