@@ -5,23 +5,20 @@ python -m stages.evaluate D    ->  reports/D/, metrics/evaluate/D.json
 
 import csv
 import json
-import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from specdec.config import load_params
+from specdec.config import Evaluate, load_params
 from specdec.drafters import load_drafter
-from specdec.evaluation import Bootstrap, Measurement, losslessness, measure, summarize
-from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json, write_jsonl
-from specdec.report import Report, examples, write_report
+from specdec.drafters.trees import parse_tree
+from specdec.evaluation import Bootstrap, Plan, evaluate
+from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json
+from specdec.report import Report, environment_facts, examples, write_evaluation
 from specdec.targets import Target
 from specdec.tracking import drafter_run
 from stages import drafter_name, run, say
 
-TEST = Path("data/prompts/test.jsonl")
+TEST, VALIDATION = Path("data/prompts/test.jsonl"), Path("data/prompts/validation.jsonl")
 
 
 def main() -> None:
@@ -31,19 +28,24 @@ def main() -> None:
     target = Target.from_pretrained("models/base", dtype=settings.dtype)
     drafter = load_drafter(Path("models/drafters") / name, target)
     rows = list(read_jsonl(TEST))
-    measured = measure(target, drafter, rows, settings.max_new_tokens, settings.repeats, say)
-    bootstrap = Bootstrap(settings.bootstrap_samples, settings.confidence, settings.seed)
-    figures = summarize(measured, bootstrap) | {"test_prompts": sha256_file(TEST), "dtype": settings.dtype}
+    evaluation = evaluate(target, drafter, rows, _plan(settings), say, list(read_jsonl(VALIDATION)))
+    figures = evaluation.main_figures(settings.confidence) | {
+        "test_prompts": sha256_file(TEST),
+        "dtype": settings.dtype,
+    }
     report = Report(
         name,
         figures,
         _curves(name),
         _facts(target, figures),
-        examples(measured.prompts, rows, target.tokenizer, 4),
+        examples(evaluation.prompts, rows, target.tokenizer, 4),
+        evaluation.all_figures(),
     )
-    _write(name, report, measured, settings.dtype)
+    with replacing_dir(Path("reports") / name) as folder:
+        write_evaluation(report, evaluation, folder)
     with drafter_run(name, params, _run_id(name)) as tracked:
         tracked.log_metrics(_flat(figures))
+        tracked.log_metrics({"ways": {way: _headline(found) for way, found in evaluation.figures.items()}})
         tracked.log_artifacts(Path("reports") / name, "report")
     write_json(Path("metrics/evaluate") / f"{name}.json", figures)
     length, speedup = figures["acceptance_length"], figures["speedup"]
@@ -53,12 +55,16 @@ def main() -> None:
     )
 
 
-def _write(name: str, report: Report, measured: Measurement, dtype: str) -> None:
-    with replacing_dir(Path("reports") / name) as folder:
-        write_report(report, folder)
-        write_json(folder / "figures.json", report.figures)
-        write_json(folder / "losslessness.json", losslessness(measured, dtype))
-        write_jsonl(folder / "prompts.jsonl", (asdict(p) for p in measured.prompts))
+def _plan(settings: Evaluate) -> Plan:
+    return Plan(
+        settings.max_new_tokens,
+        settings.repeats,
+        Bootstrap(settings.bootstrap_samples, settings.confidence, settings.seed),
+        tuple(settings.temperatures),
+        tuple(settings.draft_lengths),
+        tuple(map(parse_tree, settings.trees)),
+        tuple(settings.static_nodes),
+    )
 
 
 def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
@@ -77,11 +83,7 @@ def _facts(target: Target, figures: dict[str, Any]) -> dict[str, str]:
         "tokenizer": base["identity"]["tokenizer"],
         "dataset": f"{source['url']} at {source['commit'] or source['sha256']}",
         "test prompts": figures["test_prompts"],
-        "data type": figures["dtype"],
-        "device": torch.cuda.get_device_name()
-        if target.device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **environment_facts(target),
     }
 
 
@@ -89,6 +91,10 @@ def _run_id(name: str) -> str | None:
     """The MLflow run that trained this drafter (not an input: it changes no result)."""
     file = Path("metrics/train") / f"{name}.json"
     return json.loads(file.read_text()).get("mlflow_run") if file.exists() else None
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, float]:
+    return {key: figures[key]["value"] for key in ("acceptance_length", "speedup")}
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

@@ -201,6 +201,59 @@ def train(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option("--model", "--base", help="The base's folder.")],
+    drafter: Annotated[Path, typer.Option(help="The drafter's folder: ours, or one trained elsewhere.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL or JSON: rows of turns, messages, question or prompt.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed passes over the prompts.")] = 2,
+    temperature: Annotated[list[float] | None, typer.Option(help="Beside 0, which is always measured.")] = None,
+    draft_length: Annotated[list[int] | None, typer.Option(min=1, help="A chain beside the drafter's own.")] = None,
+    tree: Annotated[list[str] | None, typer.Option(help="A dynamic tree: DEPTH,WIDTH,NODES, as 5,4,20.")] = None,
+    static_nodes: Annotated[list[int] | None, typer.Option(min=1, help="A static tree of so many nodes.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Prompts on which static trees are searched.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; lossless to the token in float32.")] = (
+        "float32"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the sampling and the intervals.")] = 0,
+) -> None:
+    """Measures a drafter on a file of prompts: acceptance, speedup, whether the output stays the same."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from specdec.cli.evaluate import Request, evaluate_drafter, plan_of, table
+
+    plan = plan_of(
+        max_new_tokens,
+        repeats,
+        seed,
+        temperature or [],
+        draft_length or [],
+        tree or [],
+        static_nodes or [],
+    )
+    request = Request(model, drafter, prompts, calibration, max_prompts, dtype, output, plan)
+    found = evaluate_drafter(request, lambda line: print(line, file=sys.stderr, flush=True))
+    header, *rows = table(found)
+    shown = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
+    console.print(f"{len(found.prompts)} prompts; greedy output {_same(found.lossless)}", highlight=False)
+    for note in found.notes:
+        console.print(note, highlight=False)
+    if output:
+        console.print(f"report: {output / 'report.html'}", highlight=False)
+
+
+def _same(lossless: bool) -> str:
+    return "equal to plain decoding, token for token" if lossless else "DIFFERS from plain decoding"
+
+
+@app.command()
 def generate(
     prompt: str,
     base: Annotated[Path, typer.Option(help="The base's checkpoint folder.")] = Path("models/base"),

@@ -23,6 +23,7 @@ OURS = {  # arguments of an engine with which we would not find the server, or n
     "--model": "the server serves the base of `fetch_base`",
 }
 DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_TREE = re.compile(r"[1-9]\d*,[1-9]\d*,[1-9]\d*")
 
 
 class Section(BaseModel):
@@ -348,10 +349,22 @@ class Evaluate(Section):
 
     max_new_tokens: Positive
     dtype: DType
+    temperatures: list[Annotated[float, Field(ge=0, le=2)]] = Field(description="0 (greedy) is always measured")
+    draft_lengths: list[Positive] = Field(description="chains beside the drafter's own draft_tokens")
+    trees: list[str] = Field(description="dynamic draft trees, each as DEPTH,WIDTH,NODES")
+    static_nodes: list[Positive] = Field(description="static draft trees of so many nodes, searched on validation")
     repeats: Positive = Field(description="timed passes over the prompts, base and drafter interleaved")
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: float = Field(gt=0.5, lt=1)
     seed: int = Field(ge=0)
+
+    @field_validator("trees")
+    @classmethod
+    def _trees_are_trees(cls, trees: list[str]) -> list[str]:
+        for tree in trees:
+            if not _TREE.fullmatch(tree):
+                raise ValueError(f"{tree!r} is no tree: write DEPTH,WIDTH,NODES, as 5,4,20")
+        return trees
 
 
 class Register(Section):

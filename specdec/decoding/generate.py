@@ -143,6 +143,8 @@ def _run(
     while not done and len(made) < limit:
         # The last token of the context never needs a draft behind it.
         budget = min(limit - len(made), target.max_positions - context - 1)
+        if drafter and tree is None:
+            budget = min(budget, drafter.draft_tokens)
         draft = drafter.propose(state, budget, tree, draw) if drafter and budget > 0 else Proposal(newest[:0])
         read = _verify(target, cache, newest, draft, layers)
         verdict = verifier(draft, target.logits(read.hidden[0]))

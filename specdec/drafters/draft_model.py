@@ -55,7 +55,7 @@ class DraftModel:
         state.forget()
         known = cache.get_seq_length()
         if tree is None:
-            proposal = self._chain(cache, said, min(budget, self.draft_tokens), draw)
+            proposal = self._chain(cache, said, budget, draw)
         else:
             model.check_trees()
             proposal = self._grow(cache, said, min(budget, tree.depth), tree, draw)

@@ -120,14 +120,14 @@ class Proposer(Protocol):
     """What decoding asks of a drafter: all there is to one that needs no training."""
 
     aux_layers: tuple[int, ...]  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
-    draft_tokens: int  # the chain that `propose` gives when the budget allows
+    draft_tokens: int  # of the chain that is drafted in a step where nothing else is said
 
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
         """Reads what `state` observed (one token at least) and proposes a path of `budget` tokens at most.
 
-        tree: its form; None: a chain, `draft_tokens` long. draw: how tokens are drawn; None: the most probable ones.
+        tree: its form; None: a chain, as long as the budget and the drafter allow. draw: how tokens are drawn; None: the most probable ones.
         """
 
 
@@ -137,7 +137,7 @@ class Drafter(nn.Module, ABC):
     method: ClassVar[str]
     target: Target  # frozen, and no part of the drafter's weights
     aux_layers: tuple[int, ...] = ()  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
-    draft_tokens: int  # the chain that `propose` gives when the budget allows
+    draft_tokens: int  # of the chain that is drafted in a step where nothing else is said
     trained_as: dict[str, Any] | None = None  # the method's settings
 
     @classmethod

@@ -151,7 +151,7 @@ class Medusa(Drafter):
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()
-        count = min(budget, tree.depth if tree else self.draft_tokens)
+        count = min(budget, tree.depth) if tree else budget
         pairs = list(zip(self.blocks, weights, strict=True))[:count]
         width = tree.width if tree else 1
         levels = [pick(block(newest) @ weight.T, width, draw).at(0) for block, weight in pairs]

@@ -57,7 +57,7 @@ class PromptLookup:
             state.cache = _Context([state.start])
         context: _Context = state.cache
         context.add(state.token_ids.tolist(), self.longest)
-        found = context.lookup(self.longest, min(budget, self.draft_tokens))
+        found = context.lookup(self.longest, budget)
         proposal = Proposal(torch.tensor(found, dtype=torch.long, device=state.token_ids.device))
         state.forget()
         return proposal

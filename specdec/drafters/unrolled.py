@@ -184,7 +184,7 @@ class Unrolled(Drafter):
         known = cache.length
         said, states = self.finish(output)
         if tree is None:
-            proposal = self._chain(cache, said, states, position, min(budget, self.draft_tokens), draw)
+            proposal = self._chain(cache, said, states, position, budget, draw)
         else:
             proposal = self._grow(cache, said, states, position, min(budget, tree.depth), tree, draw)
         cache.crop(known)

@@ -1,16 +1,24 @@
 """What a drafter is worth: acceptance, speedup, their intervals, and proof that the output did not change."""
 
-from specdec.evaluation.measure import Measurement, PromptMeasurement, measure
-from specdec.evaluation.statistics import Interval, ratio_interval
-from specdec.evaluation.summary import Bootstrap, losslessness, summarize
+from specdec.evaluation.comparison import Comparison, compare, paired_test
+from specdec.evaluation.measure import PromptMeasurement, Way, measure
+from specdec.evaluation.run import Evaluation, Plan, evaluate
+from specdec.evaluation.statistics import Interval, difference_interval, ratio_interval
+from specdec.evaluation.summary import Bootstrap, summarize
 
 __all__ = [
     "Bootstrap",
+    "Comparison",
+    "Evaluation",
     "Interval",
-    "Measurement",
+    "Plan",
     "PromptMeasurement",
-    "losslessness",
+    "Way",
+    "compare",
+    "difference_interval",
+    "evaluate",
     "measure",
+    "paired_test",
     "ratio_interval",
     "summarize",
 ]

@@ -1,7 +1,7 @@
-"""Measuring a drafter: every prompt decoded with and without it, interleaved, in one process.
+"""Measuring: every prompt decoded in every way that is compared, interleaved, in one process.
 
-Interleaving per prompt (and changing who goes first) lets slow moments of the machine hit both alike. The text is
-compared token by token in every pass.
+The ways take turns on each prompt, and who goes first changes, so slow moments of the machine hit all alike. Greedy
+text is compared with plain decoding token by token in every pass.
 """
 
 import time
@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from specdec.data.prompts import prompt_ids
-from specdec.decoding import Step, steps
-from specdec.drafters import Drafter
+from specdec.decoding import GREEDY, Step, generate, steps
+from specdec.drafters import Draw, DraftState, Proposal, Proposer, Sampling, Shape
 from specdec.errors import DataError
 from specdec.targets import Target
 
@@ -19,20 +21,39 @@ WARM_UP_PROMPTS = 3
 
 
 @dataclass(frozen=True)
-class _Timed:
-    steps: list[Step]
-    seconds: float
+class Way:
+    """One way to decode. drafter: None for the base alone. draft_tokens: of its chain; None: its own."""
+
+    name: str
+    drafter: Proposer | None = None
+    draft_tokens: int | None = None
+    tree: Shape | None = None
+    sampling: Sampling = GREEDY
+    sample_drafts: bool = False
 
     @property
-    def token_ids(self) -> list[int]:
-        return [token for step in self.steps for token in step.token_ids]
+    def longest(self) -> int:
+        """Draft tokens that one step may accept."""
+        if self.drafter is None:
+            return 0
+        return self.tree.depth if self.tree else self.draft_tokens or self.drafter.draft_tokens
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """contexts: token ids, one list for each turn of the user; later ones hold the base's own greedy answers."""
+
+    id: str
+    category: str
+    contexts: list[list[int]]
 
 
 @dataclass
 class PromptMeasurement:
-    """One prompt. accepted_at[K]: steps that accepted draft position i; times in seconds, one a pass.
+    """One prompt, decoded in one way. accepted_at[K]: steps that accepted draft position i. In seconds, one a pass:
+    seconds, first_token_seconds (of the first turn), draft_seconds.
 
-    first_difference: index of the first token that differs from plain decoding; None when all are equal.
+    first_difference: index of the first token that differs from plain decoding; None when all are equal, or sampled.
     draft_accepted: for each emitted token, whether it came from the drafter.
     """
 
@@ -42,89 +63,155 @@ class PromptMeasurement:
     token_ids: list[int]
     draft_accepted: list[bool]
     steps: int
+    drafted: int
     accepted_at: list[int]
     first_difference: int | None = None
-    seconds_plain: list[float] = field(default_factory=list)
-    seconds_drafter: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[float] = field(default_factory=list)
+    draft_seconds: list[float] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
         return sum(self.accepted_at)
 
-    def add_pass(self, plain: _Timed, drafted: _Timed) -> None:
-        self.seconds_plain.append(plain.seconds)
-        self.seconds_drafter.append(drafted.seconds)
-        if self.first_difference is None:
-            self.first_difference = first_difference(plain.token_ids, drafted.token_ids)
+
+Measurements = dict[str, list[PromptMeasurement]]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """prompts: one entry each. skipped: prompts that do not fit the base's context."""
+def encode(
+    target: Target, rows: list[dict[str, Any]], max_new_tokens: int, say: Callable[[str], None]
+) -> tuple[list[EvaluationPrompt], int]:
+    """(prompts, how many do not fit the base's context) of rows `{"id", "category", "messages"}`.
 
-    prompts: list[PromptMeasurement]
-    skipped: int
+    `further_turns` of a row: what the user says next; the base's answers stand between them. Raises DataError when no
+    prompt is left.
+    """
+    found: list[EvaluationPrompt] = []
+    if any(row.get("further_turns") for row in rows):
+        say("the base answers the turns of each conversation")
+    for row in rows:
+        messages = list(row["messages"])
+        contexts = [prompt_ids(target.tokenizer, messages)]
+        for turn in row.get("further_turns", []):
+            if len(contexts[-1]) >= target.max_positions:
+                break
+            answer = generate(target, None, contexts[-1], max_new_tokens).token_ids
+            text = target.tokenizer.decode(answer, skip_special_tokens=True)
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": turn}]
+            contexts.append(prompt_ids(target.tokenizer, messages))
+        if all(len(context) < target.max_positions for context in contexts):
+            found.append(EvaluationPrompt(row["id"], row["category"], contexts))
+    if not found:
+        raise DataError(f"there is no prompt to evaluate: {len(rows)} were given, none fits {target.name}")
+    return found, len(rows) - len(found)
 
 
 def measure(
     target: Target,
-    drafter: Drafter,
-    rows: list[dict[str, Any]],
+    ways: list[Way],
+    prompts: list[EvaluationPrompt],
     max_new_tokens: int,
     repeats: int,
+    seed: int,
     say: Callable[[str], None],
-) -> Measurement:
-    """Greedy decoding of each row's messages, plain and with the drafter, `repeats` timed passes.
+) -> Measurements:
+    """By the way's name, one entry a prompt; `repeats` timed passes.
 
-    rows: `{"id", "category", "messages"}`. Raises DataError when there is no prompt that fits.
+    Greedy ways are compared with the greedy way that has no drafter, which must be there. seed: of the sampling.
     """
-    encoded = [(row, prompt_ids(target.tokenizer, row["messages"])) for row in rows]
-    fitting = [(row, ids) for row, ids in encoded if len(ids) < target.max_positions]
-    if not fitting:
-        raise DataError(f"there is no prompt to evaluate: {len(rows)} were given, none fits {target.name}")
-    for _, ids in fitting[:WARM_UP_PROMPTS]:
-        _both(target, drafter, ids, max_new_tokens, plain_first=True)
-    found: list[PromptMeasurement] = []
+    for prompt in prompts[:WARM_UP_PROMPTS]:
+        for way in ways:
+            _decode(target, way, prompt, max_new_tokens, seed)
+    found: Measurements = {way.name: [] for way in ways}
     told = time.monotonic()
     for number in range(repeats):
-        for i, (row, ids) in enumerate(fitting):
-            plain, drafted = _both(target, drafter, ids, max_new_tokens, plain_first=(number + i) % 2 == 0)
-            if number == 0:
-                found.append(_new_entry(row, ids, drafted.steps, drafter.draft_tokens))
-            found[i].add_pass(plain, drafted)
+        for i, prompt in enumerate(prompts):
+            turn = (number + i) % len(ways)
+            taken = {w.name: _decode(target, w, prompt, max_new_tokens, seed + i) for w in ways[turn:] + ways[:turn]}
+            plain = next((taken[w.name].token_ids for w in ways if w.drafter is None and w.sampling.greedy), [])
+            for way in ways:
+                timed = taken[way.name]
+                if number == 0:
+                    found[way.name].append(_new_entry(prompt, timed, way.longest))
+                entry = found[way.name][i]
+                entry.seconds.append(timed.seconds)
+                entry.first_token_seconds.append(timed.first_token_seconds)
+                entry.draft_seconds.append(timed.draft_seconds)
+                if way.sampling.greedy and entry.first_difference is None:
+                    entry.first_difference = first_difference(plain, timed.token_ids)
             if time.monotonic() - told > 3:
                 told = time.monotonic()
-                say(f"pass {number + 1} of {repeats}: {i + 1} of {len(fitting)} prompts decoded")
-    return Measurement(found, len(rows) - len(fitting))
+                say(f"pass {number + 1} of {repeats}: {i + 1} of {len(prompts)} prompts decoded in {len(ways)} ways")
+    return found
 
 
-def _both(
-    target: Target, drafter: Drafter, ids: list[int], max_new_tokens: int, plain_first: bool
-) -> tuple[_Timed, _Timed]:
-    """(plain, with the drafter), in the order asked for."""
-    if plain_first:
-        plain = _decode(target, None, ids, max_new_tokens)
-        return plain, _decode(target, drafter, ids, max_new_tokens)
-    drafted = _decode(target, drafter, ids, max_new_tokens)
-    return _decode(target, None, ids, max_new_tokens), drafted
+@dataclass(frozen=True)
+class _Timed:
+    """turns: the steps of each of the prompt's turns."""
+
+    turns: list[list[Step]]
+    seconds: float
+    first_token_seconds: float
+    draft_seconds: float
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for taken in self.turns for step in taken for token in step.token_ids]
 
 
-def _decode(target: Target, drafter: Drafter | None, ids: list[int], max_new_tokens: int) -> _Timed:
+class _Clock:
+    """A drafter whose time is taken. On a GPU it is waited for: a step waits for its tokens anyway."""
+
+    def __init__(self, drafter: Proposer, draft_tokens: int | None):
+        self.drafter = drafter
+        self.aux_layers, self.draft_tokens = drafter.aux_layers, draft_tokens or drafter.draft_tokens
+        self.seconds = 0.0
+
+    def propose(
+        self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
+    ) -> Proposal:
+        began = time.perf_counter()
+        proposal = self.drafter.propose(state, budget, tree, draw)
+        if proposal.token_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - began
+        return proposal
+
+
+def _decode(target: Target, way: Way, prompt: EvaluationPrompt, max_new_tokens: int, seed: int) -> _Timed:
+    clock = _Clock(way.drafter, way.draft_tokens) if way.drafter else None
     began = time.perf_counter()
-    taken = list(steps(target, drafter, ids, max_new_tokens))  # every step ends with its tokens on the host
-    return _Timed(taken, time.perf_counter() - began)
+    turns: list[list[Step]] = []
+    first = 0.0
+    for context in prompt.contexts:
+        turns.append([])
+        for step in steps(
+            target,
+            clock,
+            context,
+            max_new_tokens,
+            way.sampling,
+            seed=seed,
+            tree=way.tree,
+            sample_drafts=way.sample_drafts,
+        ):  # every step ends with its tokens on the host
+            turns[-1].append(step)
+            first = first or time.perf_counter() - began
+    return _Timed(turns, time.perf_counter() - began, first, clock.seconds if clock else 0.0)
 
 
-def _new_entry(row: dict[str, Any], ids: list[int], taken: list[Step], draft_tokens: int) -> PromptMeasurement:
-    accepted = [step.accepted for step in taken[1:]]  # the first step reads the prompt and drafts nothing
+def _new_entry(prompt: EvaluationPrompt, timed: _Timed, longest: int) -> PromptMeasurement:
+    taken = [step for turn in timed.turns for step in turn[1:]]  # the first step reads the prompt and drafts nothing
+    every = [step for turn in timed.turns for step in turn]
     return PromptMeasurement(
-        id=row["id"],
-        category=row["category"],
-        prompt_tokens=len(ids),
-        token_ids=[token for step in taken for token in step.token_ids],
-        draft_accepted=[i < step.accepted for step in taken for i in range(len(step.token_ids))],
-        steps=len(accepted),
-        accepted_at=[sum(a > i for a in accepted) for i in range(draft_tokens)],
+        id=prompt.id,
+        category=prompt.category,
+        prompt_tokens=len(prompt.contexts[0]),
+        token_ids=timed.token_ids,
+        draft_accepted=[i < step.accepted for step in every for i in range(len(step.token_ids))],
+        steps=len(taken),
+        drafted=sum(step.drafted for step in taken),
+        accepted_at=[sum(step.accepted > i for step in taken) for i in range(longest)],
     )
 
 

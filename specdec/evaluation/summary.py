@@ -1,10 +1,11 @@
-"""From measured prompts to the figures of `metrics/evaluate/D.json`, by the definitions of docs/architecture.md."""
+"""From measured prompts to the figures of an evaluation, by the definitions of docs/architecture.md."""
 
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from specdec.evaluation.measure import Measurement, PromptMeasurement
+from specdec.evaluation.measure import PromptMeasurement, Way
 from specdec.evaluation.statistics import Interval, ratio_interval
 
 
@@ -20,41 +21,31 @@ class Bootstrap:
         return ratio_interval(tops, bottoms, self.samples, self.confidence, self.seed)
 
 
-def summarize(measurement: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Acceptance length, position and conditional rates, speedup, tokens/s, overall and by category."""
-    prompts = measurement.prompts
-    groups: dict[str, list[PromptMeasurement]] = defaultdict(list)
-    for prompt in prompts:
-        groups[prompt.category].append(prompt)
+def summarize(
+    way: Way, prompts: list[PromptMeasurement], plain: list[PromptMeasurement], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """One way's figures, overall and by category. plain: the same prompts without a drafter, at the same sampling.
+
+    time_to_first_token: median over prompts, in seconds. draft_share: of a step's time, behind the prompt's.
+    lossless: every token of every pass equals plain decoding; None where tokens are sampled.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        groups[prompt.category].append(i)
     return {
-        **_figures(prompts, bootstrap),
+        "temperature": way.sampling.temperature,
+        **_figures(prompts, plain, bootstrap),
         "conditional_rates": conditional_rates(position_rates(prompts)),
-        "tokens_per_second": {
-            "plain": _throughput(prompts, [p.seconds_plain for p in prompts]),
-            "drafter": _throughput(prompts, [p.seconds_drafter for p in prompts]),
-        },
-        "lossless": all(p.first_difference is None for p in prompts),
+        "tokens_per_second": {"plain": _throughput(plain), "drafter": _throughput(prompts)},
+        "time_to_first_token": {"plain": _first_token(plain), "drafter": _first_token(prompts)},
+        "draft_share": _draft_share(prompts),
+        "lossless": all(p.first_difference is None for p in prompts) if way.sampling.greedy else None,
         "steps": sum(p.steps for p in prompts),
-        "skipped_prompts": measurement.skipped,
-        "confidence": bootstrap.confidence,
-        "categories": {name: _figures(group, bootstrap) for name, group in sorted(groups.items())},
-    }
-
-
-def losslessness(measurement: Measurement, dtype: str) -> dict[str, Any]:
-    """The comparison with plain decoding: every token of every prompt, and where the first one differs."""
-    prompts = measurement.prompts
-    differing = [
-        {"id": p.id, "first_difference": p.first_difference} for p in prompts if p.first_difference is not None
-    ]
-    return {
-        "comparison": "greedy decoding with and without the drafter, token for token",
-        "dtype": dtype,
-        "prompts": len(prompts),
-        "tokens": sum(len(p.token_ids) for p in prompts),
-        "passes": len(prompts[0].seconds_plain),
-        "lossless": not differing,
-        "differing": differing,
+        "drafted_per_step": sum(p.drafted for p in prompts) / max(1, sum(p.steps for p in prompts)),
+        "categories": {
+            name: _figures([prompts[i] for i in places], [plain[i] for i in places], bootstrap)
+            for name, places in sorted(groups.items())
+        },
     }
 
 
@@ -69,18 +60,41 @@ def conditional_rates(rates: list[float]) -> list[float]:
     return [rate / before if before else 0.0 for before, rate in zip([1.0, *rates], rates, strict=False)]
 
 
-def _figures(prompts: list[PromptMeasurement], bootstrap: Bootstrap) -> dict[str, Any]:
-    accepted = bootstrap.ratio([p.accepted for p in prompts], [p.steps for p in prompts])
-    speedup = bootstrap.ratio([sum(p.seconds_plain) for p in prompts], [sum(p.seconds_drafter) for p in prompts])
+def acceptance_pair(prompts: list[PromptMeasurement]) -> tuple[list[float], list[float]]:
+    """(accepted tokens, steps) of each prompt: the ratio of their sums is the acceptance length less 1."""
+    return [p.accepted for p in prompts], [p.steps for p in prompts]
+
+
+def speed_pair(prompts: list[PromptMeasurement], plain: list[PromptMeasurement]) -> tuple[list[float], list[float]]:
+    """(seconds without the drafter, seconds with it) of each prompt, for the tokens that the drafter's answer has:
+    sampled answers differ in length."""
+    without = [
+        sum(p.seconds) * len(ours.token_ids) / max(1, len(p.token_ids)) for ours, p in zip(prompts, plain, strict=True)
+    ]
+    return without, [sum(p.seconds) for p in prompts]
+
+
+def _figures(
+    prompts: list[PromptMeasurement], plain: list[PromptMeasurement], bootstrap: Bootstrap
+) -> dict[str, Any]:
     return {
-        "acceptance_length": accepted.plus(1).as_dict(),
+        "acceptance_length": bootstrap.ratio(*acceptance_pair(prompts)).plus(1).as_dict(),
         "position_rates": position_rates(prompts),
-        "speedup": speedup.as_dict(),
+        "speedup": bootstrap.ratio(*speed_pair(prompts, plain)).as_dict(),
         "prompts": len(prompts),
         "tokens": sum(len(p.token_ids) for p in prompts),
     }
 
 
-def _throughput(prompts: list[PromptMeasurement], seconds: list[list[float]]) -> float:
-    tokens = sum(len(p.token_ids) * len(taken) for p, taken in zip(prompts, seconds, strict=True))
-    return tokens / max(1e-9, sum(map(sum, seconds)))
+def _throughput(prompts: list[PromptMeasurement]) -> float:
+    tokens = sum(len(p.token_ids) * len(p.seconds) for p in prompts)
+    return tokens / max(1e-9, sum(sum(p.seconds) for p in prompts))
+
+
+def _first_token(prompts: list[PromptMeasurement]) -> float:
+    return median(seconds for p in prompts for seconds in p.first_token_seconds)
+
+
+def _draft_share(prompts: list[PromptMeasurement]) -> float:
+    stepping = sum(sum(p.seconds) - sum(p.first_token_seconds) for p in prompts)
+    return sum(sum(p.draft_seconds) for p in prompts) / max(1e-9, stepping)

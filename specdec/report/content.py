@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it brings torch, which no page needs
     from specdec.evaluation import PromptMeasurement
+    from specdec.targets import Target
 
 Curve = list[tuple[int, float]]
 
@@ -25,7 +27,8 @@ class Example:
 class Report:
     """drafter: its name. figures: `metrics/evaluate/D.json`. curves: metric -> (step, value) while training.
 
-    facts: label -> value, what was measured on what. examples: answers with the drafter's tokens marked.
+    facts: label -> value, what was measured on what. examples: answers with the drafter's tokens marked. ways:
+    `ways.json`, each way to decode with its figures.
     """
 
     drafter: str
@@ -33,6 +36,19 @@ class Report:
     curves: dict[str, Curve]
     facts: dict[str, str]
     examples: list[Example]
+    ways: dict[str, Any]
+
+
+def environment_facts(target: Target) -> dict[str, str]:
+    """Data type, device and versions that figures were measured with."""
+    import torch  # no page of prompts needs it
+
+    gpu = target.device.type == "cuda"
+    return {
+        "data type": str(target.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
 
 
 def examples(

@@ -1,17 +1,30 @@
 """Writing the reports: PNG plots, HTML pages (self-contained: no script, nothing loaded), `report.md`."""
 
+from __future__ import annotations
+
 import base64
 import io
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from specdec.io import write_text
+from specdec.io import write_json, write_jsonl, write_text
 from specdec.report.content import Report
-from specdec.report.plots import plot_categories, plot_curves, plot_lengths, plot_positions
+from specdec.report.plots import plot_categories, plot_curves, plot_lengths, plot_positions, plot_ways
 
-PLOTS = ("positions.png", "categories.png", "training.png")
+if TYPE_CHECKING:  # it brings torch, which no page needs
+    from specdec.evaluation import Evaluation
+
+
+def write_evaluation(report: Report, evaluation: Evaluation, folder: Path) -> None:
+    """Everything that an evaluation leaves behind: the pages, `figures.json`, `ways.json`, `prompts.jsonl`."""
+    write_report(report, folder)
+    write_json(folder / "figures.json", report.figures)
+    write_json(folder / "ways.json", report.ways)
+    rows = ({"way": way} | asdict(p) for way, prompts in evaluation.measured.items() for p in prompts)
+    write_jsonl(folder / "prompts.jsonl", rows)
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -19,11 +32,15 @@ def write_report(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot_positions(report.figures, folder / "positions.png")
     plot_categories(report.figures, folder / "categories.png")
-    plot_curves(report.curves, folder / "training.png")
-    images = {name: _data_uri((folder / name).read_bytes()) for name in PLOTS}
+    plot_ways(report.ways, folder / "ways.png")
+    names = ["positions.png", "categories.png", "ways.png"]
+    if report.curves:  # a drafter that was trained elsewhere has none
+        plot_curves(report.curves, folder / "training.png")
+        names.append("training.png")
+    images = {name: _data_uri((folder / name).read_bytes()) for name in names}
     values = {"report": report, "figures": report.figures}
     write_text(folder / "report.html", _render("report.html", **values, images=images))
-    write_text(folder / "report.md", _render("report.md", **values, images={name: name for name in PLOTS}))
+    write_text(folder / "report.md", _render("report.md", **values, images={name: name for name in names}))
 
 
 def write_prompts_report(figures: dict[str, Any], out: Path) -> None:
@@ -48,6 +65,14 @@ def ends(figure: dict[str, float | None]) -> str:
     return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
+def verdict(comparison: dict[str, Any]) -> str:
+    """`better by 0.31 (p 0.001)`, or `no difference (p 0.41)`."""
+    chance = "one prompt" if comparison["p_value"] is None else f"p {comparison['p_value']:.2g}"
+    if comparison["verdict"] == "no difference":
+        return f"no difference ({chance})"
+    return f"{comparison['verdict']} by {abs(comparison['difference']['value']):.2f} ({chance})"
+
+
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("specdec.report", ""),
@@ -56,7 +81,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, ends=ends)
+    environment.filters.update(interval=interval, ends=ends, verdict=verdict)
     return environment.get_template(template).render(values)
 
 

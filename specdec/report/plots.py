@@ -63,6 +63,26 @@ def plot_categories(figures: dict[str, Any], out: Path) -> None:
         axes.set_xlabel("tokens a step")
 
 
+def plot_ways(ways: dict[str, Any], out: Path) -> None:
+    """Each way to decode: acceptance length (left) and speedup (right) with their intervals; 1 is no drafter."""
+    found = list(ways["ways"].items())[::-1]
+    with _figures(out, width=9.4, height=1.0 + 0.34 * len(found), rows=1, columns=2) as both:
+        for axes, (key, label) in zip(
+            both, [("acceptance_length", "tokens a step"), ("speedup", "times plain decoding")], strict=True
+        ):
+            axes.axvline(1, color=INK, linewidth=1, linestyle=":")
+            for place, (name, figures) in enumerate(found):
+                color = ACCENT if name == ways["main"] else SECOND if figures["temperature"] else INK
+                figure = figures[key]
+                if figure["low"] is not None:
+                    axes.plot([figure["low"], figure["high"]], [place, place], color=color, linewidth=2.2, alpha=0.5)
+                axes.plot(figure["value"], place, "o", color=color, markersize=6)
+            axes.set_ylim(-0.6, len(found) - 0.4)
+            axes.set_xlabel(label)
+        both[0].set_yticks(range(len(found)), [name for name, _ in found])
+        both[1].set_yticks(range(len(found)), [])
+
+
 def plot_curves(curves: dict[str, Curve], out: Path) -> None:
     """Training loss (left axis) and validation acceptance length (right axis) against the step."""
     loss, accepted = curves.get("loss", []), curves.get("validation/acceptance_length", [])
@@ -97,16 +117,18 @@ def plot_lengths(figures: dict[str, Any], out: BinaryIO) -> None:
 
 @contextmanager
 def _figure(out: Path, width: float, height: float) -> Iterator[Any]:
-    with _figures(out, width, height, rows=1) as (axes,):
+    with _figures(out, width, height) as (axes,):
         yield axes
 
 
 @contextmanager
-def _figures(out: Path | BinaryIO, width: float, height: float, rows: int) -> Iterator[list[Any]]:
+def _figures(
+    out: Path | BinaryIO, width: float, height: float, rows: int = 1, columns: int = 1
+) -> Iterator[list[Any]]:
     with pyplot.rc_context(_STYLE):
-        figure, grid = pyplot.subplots(rows, figsize=(width, height), squeeze=False)
+        figure, grid = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
         try:
-            yield list(grid[:, 0])
+            yield list(grid.flatten())
             figure.tight_layout()
             figure.savefig(out, dpi=160, transparent=True, format="png", metadata={"Software": None})
         finally:

@@ -134,6 +134,15 @@ def test_acceptance_length_counts_the_bonus_token(target: Target) -> None:
     assert generate(target, None, PROMPT, 1).acceptance_length == 1.0
 
 
+def test_a_chain_is_as_long_as_the_drafter_says(target: Target) -> None:
+    truth = generate(target, None, PROMPT, LIMIT).token_ids
+    for length in (1, 2, 4):
+        oracle = Oracle(truth, [], 4, target.vocab_size)
+        oracle.draft_tokens = length
+        made = generate(target, oracle, PROMPT, 1 + 2 * (length + 1))
+        assert made.accepted_per_step == [length, length]
+
+
 @pytest.mark.parametrize("tree", [None, TREE])
 def test_the_cache_is_rolled_back_exactly(target: Target, monkeypatch: pytest.MonkeyPatch, tree: Tree | None) -> None:
     caches = []

@@ -41,6 +41,10 @@ SMALL: dict[str, Any] = {
     "evaluate": {
         "max_new_tokens": 12,
         "dtype": "float32",
+        "temperatures": [0.0, 1.0],
+        "draft_lengths": [1],
+        "trees": ["2,2,4"],
+        "static_nodes": [4],
         "repeats": 1,
         "bootstrap_samples": 100,
         "confidence": 0.9,

@@ -1,0 +1,183 @@
+"""A whole evaluation of one drafter: every way to decode with it, beside the base alone and prompt lookup."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specdec.drafters import Drafter, Medusa, Sampling, StaticTree, Tree
+from specdec.drafters.prompt_lookup import PromptLookup
+from specdec.errors import ModelError
+from specdec.evaluation.comparison import compare
+from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode, measure
+from specdec.evaluation.ranks import Rates, expected_accepted, rank_rates, search_tree
+from specdec.evaluation.summary import Bootstrap, acceptance_pair, summarize
+from specdec.targets import Target
+
+LOOKUP = "prompt lookup"
+CALIBRATION_PROMPTS = 32
+RANKS = (5, 6)  # depth and width of what is counted for static trees
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. temperatures: 0 is always among them. draft_lengths: chains beside the drafter's own; trees:
+    dynamic ones; static_nodes: budgets of static trees, which are searched from the drafter's ranks."""
+
+    max_new_tokens: int
+    repeats: int
+    bootstrap: Bootstrap
+    temperatures: tuple[float, ...] = (0.0,)
+    draft_lengths: tuple[int, ...] = ()
+    trees: tuple[Tree, ...] = ()
+    static_nodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """main: the way that is reported first: greedy, the drafter's own chain. figures[name]: see `summarize`.
+
+    static_trees: by the way's name. notes: what was not measured, and why.
+    """
+
+    main: str
+    ways: list[Way]
+    measured: Measurements
+    figures: dict[str, dict[str, Any]]
+    static_trees: dict[str, StaticTree]
+    rates: Rates | None
+    skipped: int
+    notes: list[str]
+
+    @property
+    def lossless(self) -> bool:
+        """Every greedy way, every token."""
+        return all(found["lossless"] is not False for found in self.figures.values())
+
+    @property
+    def prompts(self) -> list[PromptMeasurement]:
+        return self.measured[self.main]
+
+    def main_figures(self, confidence: float) -> dict[str, Any]:
+        """`metrics/evaluate/D.json`: of the main way; `lossless` is over all greedy ways."""
+        return self.figures[self.main] | {
+            "lossless": self.lossless,
+            "skipped_prompts": self.skipped,
+            "confidence": confidence,
+        }
+
+    def all_figures(self) -> dict[str, Any]:
+        """`ways.json`: every way's figures, the forms of the static trees, and what was not measured."""
+        return {
+            "main": self.main,
+            "ways": self.figures,
+            "static_trees": {name: [list(path) for path in tree.paths] for name, tree in self.static_trees.items()},
+            "rank_rates": None if self.rates is None else self.rates.tolist(),
+            "notes": self.notes,
+        }
+
+
+def evaluate(
+    target: Target,
+    drafter: Drafter,
+    rows: list[dict[str, Any]],
+    plan: Plan,
+    say: Say,
+    calibration: list[dict[str, Any]] | None = None,
+) -> Evaluation:
+    """Measures `drafter` on rows `{"id", "category", "messages"[, "further_turns"]}`.
+
+    calibration: other rows, on which static trees are searched; without them the tree has seen the prompts that it is
+    measured on, and the notes say so. Raises DataError when no prompt fits the base.
+    """
+    prompts, skipped = encode(target, rows, plan.max_new_tokens, say)
+    notes: list[str] = []
+    statics, rates = _static_trees(target, drafter, prompts, calibration, plan, notes, say)
+    ways = _ways(target, drafter, plan, statics, notes)
+    measured = measure(target, ways, prompts, plan.max_new_tokens, plan.repeats, plan.bootstrap.seed, say)
+    main = _chain_name(drafter.draft_tokens)
+    figures = {}
+    for way in ways:
+        if way.drafter is None:
+            continue
+        plain = measured[_plain_name(way.sampling.temperature)]
+        figures[way.name] = summarize(way, measured[way.name], plain, plan.bootstrap)
+        if way.name != main and way.sampling.greedy:
+            ours, theirs = acceptance_pair(measured[way.name]), acceptance_pair(measured[main])
+            shared = plan.bootstrap
+            figures[way.name]["to_main"] = compare(
+                ours, theirs, shared.samples, shared.confidence, shared.seed
+            ).as_dict()
+        if way.name in statics and rates is not None:
+            figures[way.name]["expected_acceptance_length"] = 1 + expected_accepted(rates, statics[way.name])
+    return Evaluation(main, ways, measured, figures, statics, rates, skipped, notes)
+
+
+def _static_trees(
+    target: Target,
+    drafter: Drafter,
+    prompts: list[EvaluationPrompt],
+    calibration: list[dict[str, Any]] | None,
+    plan: Plan,
+    notes: list[str],
+    say: Say,
+) -> tuple[dict[str, StaticTree], Rates | None]:
+    if not plan.static_nodes or not _grows_trees(target, notes):
+        return {}, None
+    if calibration:
+        others, _ = encode(target, calibration[:CALIBRATION_PROMPTS], plan.max_new_tokens, say)
+    else:
+        others = prompts[:CALIBRATION_PROMPTS]
+        notes.append("static trees were searched on the prompts that they are measured on")
+    depth = min(RANKS[0], drafter.loss_positions) if isinstance(drafter, Medusa) else RANKS[0]
+    contexts = [prompt.contexts[0] for prompt in others]
+    rates = rank_rates(target, drafter, contexts, plan.max_new_tokens, depth, RANKS[1], say)
+    return {f"static tree of {n}": search_tree(rates, n) for n in plan.static_nodes}, rates
+
+
+def _ways(
+    target: Target, drafter: Drafter, plan: Plan, statics: dict[str, StaticTree], notes: list[str]
+) -> list[Way]:
+    own = drafter.draft_tokens
+    ways: list[Way] = []
+    for temperature in dict.fromkeys((0.0, *plan.temperatures)):
+        sampling = Sampling(temperature)
+        ways += [
+            Way(_plain_name(temperature), sampling=sampling),
+            Way(_chain_name(own, temperature), drafter, own, sampling=sampling),
+        ]
+        if temperature:
+            name = f"{_chain_name(own, temperature)}, sampled drafts"
+            ways.append(Way(name, drafter, own, sampling=sampling, sample_drafts=True))
+    ways.append(Way(LOOKUP, PromptLookup()))
+    for length in dict.fromkeys(plan.draft_lengths):
+        if isinstance(drafter, Medusa) and length > drafter.num_heads:
+            notes.append(f"a chain of {length} was not measured: the drafter has {drafter.num_heads} heads")
+        elif length != own:
+            ways.append(Way(_chain_name(length), drafter, length))
+    if plan.trees and _grows_trees(target, notes):
+        ways += [Way(f"tree {tree}", drafter, tree=tree) for tree in plan.trees]
+    return ways + [Way(name, drafter, tree=tree) for name, tree in statics.items()]
+
+
+def _grows_trees(target: Target, notes: list[str]) -> bool:
+    try:
+        target.check_trees()
+    except ModelError as error:
+        if f"no trees: {error}" not in notes:
+            notes.append(f"no trees: {error}")
+        return False
+    return True
+
+
+def _chain_name(length: int, temperature: float = 0.0) -> str:
+    return f"chain of {length}{_at(temperature)}"
+
+
+def _plain_name(temperature: float) -> str:
+    return f"no drafter{_at(temperature)}"
+
+
+def _at(temperature: float) -> str:
+    return f", temperature {temperature:g}" if temperature else ""
