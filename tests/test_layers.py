@@ -13,6 +13,7 @@ ORDER = [
     "targets",
     "drafters",
     "decoding",
+    "export",
     "training",
     "synthesis",
     "serving",

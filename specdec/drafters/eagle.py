@@ -32,7 +32,10 @@ class EagleLayer(DraftLayer):
 
 
 class Eagle(Unrolled):
-    """`fc` and `layers.{i}`; embedding and output layer are the base's."""
+    """`fc` and `layers.{i}`; embedding and output layer are the base's.
+
+    What was trained elsewhere may have a bias in `fc` (`eagle_fc_bias`) and an embedding (`own_embed_tokens`).
+    """
 
     method = "eagle"
 
@@ -41,7 +44,10 @@ class Eagle(Unrolled):
         self.target = target
         self._config = config
         self.sizes = Dimensions.from_config(config)
-        self.fc = nn.Linear(2 * self.sizes.hidden_size, self.sizes.hidden_size, bias=False)
+        width = self.sizes.hidden_size
+        self.fc = nn.Linear(2 * width, width, bias=bool(config.get("eagle_fc_bias")))
+        own = bool(config.get("own_embed_tokens"))
+        self.embed_tokens = nn.Embedding(config["vocab_size"], width) if own else None
         self.layers = nn.ModuleList(EagleLayer(self.sizes, i == 0) for i in range(config["num_hidden_layers"]))
         self.rotary = Rotary(self.sizes, min(target.max_positions, LONGEST))
         self.logit_scale = target.logit_scale
@@ -75,7 +81,8 @@ class Eagle(Unrolled):
         return self.target.output_weight
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        return embedding(token_ids, self.target.embedding_weight).to(self._dtype)
+        weight = self.target.embedding_weight if self.embed_tokens is None else self.embed_tokens.weight
+        return embedding(token_ids, weight).to(self._dtype)
 
     def first_states(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:
         if self.training and self._noise and torch.is_grad_enabled():

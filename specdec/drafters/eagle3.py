@@ -14,6 +14,7 @@ from torch.nn.functional import embedding
 
 from specdec.config import Eagle3Method
 from specdec.drafters.dimensions import draft_dimensions, projection
+from specdec.drafters.eagle import EagleLayer
 from specdec.drafters.head_loss import DraftVocabulary
 from specdec.drafters.llama_layer import LONGEST, Dimensions, DraftLayer, RMSNorm, Rotary
 from specdec.drafters.unrolled import Unrolled
@@ -38,7 +39,11 @@ class Eagle3Layer(DraftLayer):
 
 class Eagle3(Unrolled):
     """`fc`, `layers.0`, `norm`, `lm_head`, with `d2t`, `t2d` for a draft vocabulary and `embed_tokens` for a width
-    of its own."""
+    of its own.
+
+    What was trained elsewhere may have further layers, which are Llama's, an `embed_tokens` of the base's width
+    (`own_embed_tokens`), and one norm over all the states that are fused (`input_norm`, of `norm_before_fc`).
+    """
 
     method = "eagle3"
     d2t: Tensor
@@ -54,11 +59,14 @@ class Eagle3(Unrolled):
         width, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
         states, base_width = len(self.aux_layers), config["target_hidden_size"]
         self.fc_norm = nn.ModuleList(RMSNorm(base_width, eps) for _ in range(states)) if config["fc_norm"] else None
+        self.input_norm = RMSNorm(states * base_width, eps) if config["norm_before_fc"] else None
         self.fc = nn.Linear(states * base_width, width, bias=False)
-        self.layers = nn.ModuleList([Eagle3Layer(self.sizes, config["norm_before_residual"])])
+        further = [EagleLayer(self.sizes, first=False) for _ in range(config["num_hidden_layers"] - 1)]
+        self.layers = nn.ModuleList([Eagle3Layer(self.sizes, config["norm_before_residual"]), *further])
         self.norm = RMSNorm(width, eps)
         self.lm_head = nn.Linear(width, config["draft_vocab_size"], bias=False)
-        self.embed_tokens = None if width == base_width else nn.Embedding(config["vocab_size"], width)
+        own = width != base_width or bool(config.get("own_embed_tokens"))
+        self.embed_tokens = nn.Embedding(config["vocab_size"], width) if own else None
         self.rotary = Rotary(self.sizes, min(target.max_positions, LONGEST))
         if config["draft_vocab_size"] < config["vocab_size"]:
             self.register_buffer("d2t", torch.zeros(config["draft_vocab_size"], dtype=torch.long))
@@ -136,6 +144,8 @@ class Eagle3(Unrolled):
 
     def first_states(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:
         assert auxiliary is not None
+        if self.input_norm is not None:
+            auxiliary = self.input_norm(auxiliary)
         if self.fc_norm is not None:
             parts = auxiliary.chunk(len(self.fc_norm), -1)
             auxiliary = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], -1)

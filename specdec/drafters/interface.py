@@ -234,7 +234,7 @@ def check_identity(folder: Path, provenance: dict[str, Any], target: Target) -> 
 
 
 def check_tensors(kind: str, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raises ModelError, naming each, when tensors are missing, superfluous or of another shape."""
+    """Raises ModelError, naming each, when tensors are missing, superfluous, of another shape or not finite."""
     shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (wanted, found)]
     if shapes[0] != shapes[1]:
         wrong = sorted(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
@@ -242,3 +242,9 @@ def check_tensors(kind: str, wanted: dict[str, Tensor], found: dict[str, Tensor]
             f"{n}: {shapes[1].get(n, 'missing')}, wanted {shapes[0].get(n, 'none')}" for n in wrong[:4]
         )
         raise ModelError(f"the {kind} checkpoint does not fit its config.json: {details}")
+    broken = sorted(n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all())
+    if broken:
+        raise ModelError(
+            f"the {kind} checkpoint holds numbers that are not finite (NaN or infinite) in {', '.join(broken[:4])}: "
+            "train or download the drafter again"
+        )

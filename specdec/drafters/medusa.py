@@ -29,11 +29,11 @@ from specdec.targets import Target
 
 
 class _Block(nn.Module):
-    """Residual layers x + SiLU(W x), without bias; `layers.{j}.weight` as vLLM names them."""
+    """Residual layers x + SiLU(W x + b), b only on demand; `layers.{j}.weight` and `.bias` as vLLM names them."""
 
-    def __init__(self, hidden_size: int, num_layers: int):
+    def __init__(self, hidden_size: int, num_layers: int, bias: bool):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(num_layers))
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=bias) for _ in range(num_layers))
         for weight in self.parameters():
             nn.init.zeros_(weight)
 
@@ -44,20 +44,27 @@ class _Block(nn.Module):
 
 
 class Medusa(Drafter):
-    """`blocks.{i}.layers.{j}.weight [H, H]` and `lm_heads.{i}.weight [V, H]`, or one `lm_head.weight`."""
+    """`blocks.{i}.layers.{j}.weight [H, H]`, perhaps with a `.bias [H]`; `lm_heads.{i}.weight [V, H]`, or one
+    `lm_head.weight`."""
 
     method = "medusa"
 
     def __init__(
-        self, target: Target, num_heads: int, num_layers: int, shared: bool, settings: MedusaMethod | None = None
+        self,
+        target: Target,
+        num_heads: int,
+        num_layers: int,
+        shared: bool,
+        settings: MedusaMethod | None = None,
+        bias: bool = False,
     ):
-        """settings: for training; loaded heads need none."""
+        """settings: for training; loaded heads need none. bias: of the blocks, which the original Medusa has."""
         super().__init__()
         self.target = target
-        self.num_heads, self.num_layers = num_heads, num_layers
+        self.num_heads, self.num_layers, self.bias = num_heads, num_layers, bias
         self.draft_tokens = num_heads
         width, vocabulary = target.hidden_size, target.vocab_size
-        self.blocks = nn.ModuleList(_Block(width, num_layers) for _ in range(num_heads))
+        self.blocks = nn.ModuleList(_Block(width, num_layers, bias) for _ in range(num_heads))
         self.lm_head = nn.Linear(width, vocabulary, bias=False) if shared else None
         self.lm_heads = nn.ModuleList(
             nn.Linear(width, vocabulary, bias=False) for _ in range(0 if shared else num_heads)
@@ -88,7 +95,8 @@ class Medusa(Drafter):
                 f"{target.hidden_size} x {target.vocab_size} (hidden_size x vocab_size)"
             )
         shared = bool(config.get("original_lm_head"))
-        heads = cls(target, config["num_heads"], config["num_hidden_layers"], shared, settings)
+        bias = bool(config.get("medusa_fc_bias"))
+        heads = cls(target, config["num_heads"], config["num_hidden_layers"], shared, settings, bias)
         check_tensors("Medusa", heads.state_dict(), tensors)
         heads.load_state_dict(tensors)
         return heads
@@ -102,7 +110,7 @@ class Medusa(Drafter):
             "vocab_size": self.target.vocab_size,
             "num_heads": self.num_heads,
             "num_hidden_layers": self.num_layers,
-            "medusa_fc_bias": False,
+            "medusa_fc_bias": self.bias,
             "original_lm_head": self.lm_head is not None,
         }
 

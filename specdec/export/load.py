@@ -1,0 +1,39 @@
+"""The door: a drafter's folder, whoever trained it -> a drafter that decodes and evaluates here."""
+
+from pathlib import Path
+
+from specdec.drafters import PROVENANCE, Drafter, load_drafter
+from specdec.errors import ModelError
+from specdec.export import medusa_original, modelopt, speculators, vllm
+from specdec.export.checkpoint import Layout, open_checkpoint
+from specdec.targets import Target
+
+# The first that recognises a folder reads it. vLLM's comes last: it knows its folders by their tensors alone.
+LAYOUTS: tuple[Layout, ...] = (speculators.LAYOUT, medusa_original.LAYOUT, modelopt.LAYOUT, vllm.LAYOUT)
+
+
+def load_any(folder: Path, target: Target) -> tuple[Drafter, str]:
+    """(the drafter on the target's device, in its data type and in eval mode; the layout's name, for people).
+
+    Our own folders, which have a `specdec.json`, must be of this very base. Those of others say at most the base's
+    sizes, so that those alone can be compared. Raises ModelError, in one line, for what is no drafter, is damaged,
+    does not fit the target, or holds anything that would have to be passed over.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder with a drafter")
+    if (folder / PROVENANCE).exists():
+        return load_drafter(folder, target), "specdec"
+    found = open_checkpoint(folder)
+    layout = next((layout for layout in LAYOUTS if layout.recognises(found)), None)
+    if layout is None:
+        names = found.config.get("architectures") or [found.config.get("model_type") or "no architecture"]
+        raise ModelError(
+            f"{folder} ({names[0]}) holds no drafter of a method that is known here: Medusa, EAGLE and EAGLE-3, in "
+            f"the layouts of specdec, {', '.join(layout.name for layout in LAYOUTS)}"
+        )
+    try:
+        drafter = layout.read(found, target)
+    except ModelError as error:
+        raise error if str(folder) in str(error) else ModelError(f"{folder}: {error}") from None
+    return drafter.to(target.device, target.dtype).eval().requires_grad_(False), layout.name
