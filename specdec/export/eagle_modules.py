@@ -104,7 +104,7 @@ def eagle3(found: Checkpoint, target: Target, described: dict[str, Any], facts: 
 
 
 def layer_ids(value: Any, where: Path) -> tuple[int, ...]:
-    """The auxiliary layers that a configuration lists, ascending, as all read them; () for null. Raises ModelError."""
+    """The auxiliary layers that a configuration lists, ascending as all read them; () for null. Raises ModelError."""
     value = value or []
     if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         raise ModelError(f"{where}/config.json: eagle_aux_hidden_state_layer_ids is {value!r}, and must list layers")

@@ -22,8 +22,15 @@ def load_any(folder: Path, target: Target) -> tuple[Drafter, str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder with a drafter")
-    if (folder / PROVENANCE).exists():
-        return load_drafter(folder, target), "specdec"
+    try:
+        if (folder / PROVENANCE).exists():
+            return load_drafter(folder, target), "specdec"
+        return _others(folder, target)
+    except ModelError as error:
+        raise error if str(folder) in str(error) else ModelError(f"{folder}: {error}") from None
+
+
+def _others(folder: Path, target: Target) -> tuple[Drafter, str]:
     found = open_checkpoint(folder)
     layout = next((layout for layout in LAYOUTS if layout.recognises(found)), None)
     if layout is None:
@@ -32,8 +39,5 @@ def load_any(folder: Path, target: Target) -> tuple[Drafter, str]:
             f"{folder} ({names[0]}) holds no drafter of a method that is known here: Medusa, EAGLE and EAGLE-3, in "
             f"the layouts of specdec, {', '.join(layout.name for layout in LAYOUTS)}"
         )
-    try:
-        drafter = layout.read(found, target)
-    except ModelError as error:
-        raise error if str(folder) in str(error) else ModelError(f"{folder}: {error}") from None
+    drafter = layout.read(found, target)
     return drafter.to(target.device, target.dtype).eval().requires_grad_(False), layout.name
