@@ -77,7 +77,7 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
 
 
 def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """The header and one row for each way: name, acceptance length, against the main way, speedup, tokens/s, share."""
+    """The header, and one row for each way."""
     from specdec.report.page import interval, verdict
 
     rows: list[tuple[str, ...]] = [

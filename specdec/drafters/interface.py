@@ -127,7 +127,8 @@ class Proposer(Protocol):
     ) -> Proposal:
         """Reads what `state` observed (one token at least) and proposes a path of `budget` tokens at most.
 
-        tree: its form; None: a chain, as long as the budget and the drafter allow. draw: how tokens are drawn; None: the most probable ones.
+        tree: its form; None: a chain, as long as the budget and the drafter allow. draw: how tokens are drawn; None:
+        the most probable ones.
         """
 
 

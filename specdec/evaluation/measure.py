@@ -13,7 +13,7 @@ import torch
 
 from specdec.data.prompts import prompt_ids
 from specdec.decoding import GREEDY, Step, generate, steps
-from specdec.drafters import Draw, DraftState, Proposal, Proposer, Sampling, Shape
+from specdec.drafters import DraftState, Draw, Proposal, Proposer, Sampling, Shape
 from specdec.errors import DataError
 from specdec.targets import Target
 

@@ -1,4 +1,4 @@
-"""How often the base's next token is the drafter's first, second, ... choice, and the static tree that follows from it.
+"""How often the base's next token is the drafter's first, second, ... choice; the static tree that follows from it.
 
 The rates are Medusa's "position accuracies" (Cai et al. 2024, arXiv:2401.10774, section 2.3.3), for any drafter that
 grows trees: of the anchors that decoding meets, with the path above being what the base said.

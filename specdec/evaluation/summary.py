@@ -69,7 +69,8 @@ def speed_pair(prompts: list[PromptMeasurement], plain: list[PromptMeasurement])
     """(seconds without the drafter, seconds with it) of each prompt, for the tokens that the drafter's answer has:
     sampled answers differ in length."""
     without = [
-        sum(p.seconds) * len(ours.token_ids) / max(1, len(p.token_ids)) for ours, p in zip(prompts, plain, strict=True)
+        sum(p.seconds) * len(ours.token_ids) / max(1, len(p.token_ids))
+        for ours, p in zip(prompts, plain, strict=True)
     ]
     return without, [sum(p.seconds) for p in prompts]
 
