@@ -119,8 +119,13 @@ class DraftState:
 class Proposer(Protocol):
     """What decoding asks of a drafter: all there is to one that needs no training."""
 
-    aux_layers: tuple[int, ...]  # of the base, whose outputs `auxiliary` holds (`Target.forward`)
-    draft_tokens: int  # of the chain that is drafted in a step where nothing else is said
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Of the base, whose outputs `auxiliary` holds (`Target.forward`)."""
+
+    @property
+    def draft_tokens(self) -> int:
+        """Of the chain that is drafted in a step where nothing else is said."""
 
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None

@@ -81,7 +81,7 @@ def search_tree(rates: Rates, nodes: int) -> StaticTree:
     nodes, taken one after the other, are a tree. Fewer than `nodes` where the others are never right.
     """
     depth, width = rates.shape
-    waiting = [(-float(rates[0, rank]), (rank,)) for rank in range(width)]
+    waiting: list[tuple[float, tuple[int, ...]]] = [(-float(rates[0, rank]), (rank,)) for rank in range(width)]
     heapq.heapify(waiting)
     chosen: list[tuple[int, ...]] = []
     while waiting and len(chosen) < nodes:

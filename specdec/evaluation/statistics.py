@@ -119,7 +119,7 @@ def _centred(pair: Figures) -> Figures:
 
 def _jackknife(centred: list[Figures]) -> float:
     """The standard error by leaving out each prompt in turn: above the delta method's where one weighs much."""
-    moved = sum(ratios(np.stack([top, bottom.sum() - bottom])) for top, bottom in centred)
+    moved = np.sum([ratios(np.stack([top, bottom.sum() - bottom])) for top, bottom in centred], axis=0)
     count = centred[0].shape[1]
     return math.sqrt((count - 1) / count * float((moved**2).sum()))
 

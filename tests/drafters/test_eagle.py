@@ -160,9 +160,10 @@ def test_the_configuration_is_what_vllm_reads(target: Target, tmp_path: Path) ->
 def test_a_saved_drafter_drafts_the_same(target: Target, tmp_path: Path) -> None:
     drafter = drafter_of(target, num_layers=2, draft_tokens=4)
     loaded = saved_again(drafter, tmp_path)
+    assert loaded.draft_tokens == 4
     for document in documents(target):
         drafts = drafter.propose(observed(document, len(document) - 1), 5).token_ids
-        assert len(drafts) == 4
+        assert len(drafts) == 5
         assert torch.equal(drafts, loaded.propose(observed(document, len(document) - 1), 5).token_ids)
 
 

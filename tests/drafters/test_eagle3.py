@@ -201,9 +201,10 @@ def test_a_saved_drafter_drafts_the_same(target: Target, tmp_path: Path, own: An
     drafter = drafter_of(target, draft_tokens=2, **own)
     loaded = saved_again(drafter, tmp_path)
     assert loaded.aux_layers == drafter.aux_layers
+    assert loaded.draft_tokens == 2
     for document in documents(target, drafter.aux_layers):
         drafts = drafter.propose(observed(document, len(document) - 1), 3).token_ids
-        assert len(drafts) == 2
+        assert len(drafts) == 3
         assert torch.equal(drafts, loaded.propose(observed(document, len(document) - 1), 3).token_ids)
 
 

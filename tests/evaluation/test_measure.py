@@ -57,7 +57,7 @@ def test_figures_of_a_real_run(target: Target, drafter: Drafter, prompts: list[E
     ]
     measured = measure(target, ways, prompts, 12, 2, 0, print)
     assert list(measured) == [way.name for way in ways]
-    for way in ways[1:]:
+    for way in [way for way in ways if way.drafter]:
         found = measured[way.name]
         plain = measured["plain, warm" if way.sampling.temperature else "no drafter"]
         figures = summarize(way, found, plain, BOOTSTRAP)

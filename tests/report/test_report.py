@@ -1,5 +1,6 @@
 """The report: self-contained, complete, and safe with any text."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -25,27 +26,56 @@ def report() -> Report:
     figures = GROUP | {
         "conditional_rates": [0.4, 0.25],
         "tokens_per_second": {"plain": 100.0, "drafter": 140.0},
+        "time_to_first_token": {"plain": 0.020, "drafter": 0.024},
         "lossless": True,
         "confidence": 0.95,
         "categories": {"<script>": GROUP, "one": single},
     }
     shown = Example("c", "<b>why</b>?", [("because ", False), ("<i>so</i>", True)], 1.5)
-    return Report("medusa", figures, {"loss": [(1, 2.0)]}, {"base": "tiny"}, [shown])
+    way = GROUP | {
+        "temperature": 0.0,
+        "tokens_per_second": {"plain": 100.0, "drafter": 140.0},
+        "time_to_first_token": {"plain": 0.020, "drafter": 0.024},
+        "draft_share": 0.25,
+    }
+    better = {"difference": {"value": 0.25, "low": 0.1, "high": 0.4}, "p_value": 0.001, "verdict": "better"}
+    same = {"difference": {"value": 0.01, "low": -0.1, "high": 0.1}, "p_value": 0.7, "verdict": "no difference"}
+    alone = {"difference": {"value": 0.3, "low": None, "high": None}, "p_value": None, "verdict": "no difference"}
+    ways = {
+        "chain of 2": way,
+        "<tree>": way | {"to_main": better},
+        "prompt lookup": way | {"to_main": same, "temperature": 1.0},
+        "static": way | {"to_main": alone},
+    }
+    all_ways = {"main": "chain of 2", "ways": ways, "notes": ["no <i>trees</i>"]}
+    return Report("medusa", figures, {"loss": [(1, 2.0)]}, {"base": "tiny"}, [shown], all_ways)
 
 
 def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "<b>why" not in page
     assert "<script>" not in page
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
     assert "1.50 [1.40, 1.60]" in page
     assert "1.20 (one prompt)" in page
-    for name in ("positions.png", "categories.png", "training.png"):
+    assert "better by 0.25 (p 0.001)" in page
+    assert "no difference (p 0.7)" in page
+    assert "no difference (one prompt)" in page
+    assert "<td>&lt;tree&gt;</td>" in page
+    assert "no &lt;i&gt;trees" in page
+    for name in ("positions.png", "categories.png", "ways.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in (tmp_path / "report.md").read_text()
+
+
+def test_a_drafter_trained_elsewhere_has_no_curves(tmp_path: Path) -> None:
+    write_report(dataclasses.replace(report(), curves={}), tmp_path)
+    for page in ("report.html", "report.md"):
+        assert "raining" not in (tmp_path / page).read_text()
+    assert not (tmp_path / "training.png").exists()
 
 
 def test_a_missing_figure_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
@@ -58,7 +88,7 @@ def test_a_missing_figure_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
 def test_examples_mark_what_was_drafted(target: Target) -> None:
     ids = target.tokenizer("héllo")["input_ids"]
     drafted = [False, True, True, False, True, False][: len(ids)]
-    prompt = PromptMeasurement("p", "c", 3, ids, drafted, 3, [2, 1])
+    prompt = PromptMeasurement("p", "c", 3, ids, drafted, 3, 6, [2, 1])
     rows = [{"id": "p", "messages": [{"role": "user", "content": "hi"}]}]
     (shown,) = examples([prompt], rows, target.tokenizer, 4)
     assert shown.pieces == [("h", False), ("é", True), ("l", False), ("l", True), ("o", False)]
