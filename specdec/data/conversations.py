@@ -106,7 +106,7 @@ def parse_row(row: dict[str, Any]) -> Conversation:
     messages = [_message(turn) for turn in turns]
     system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     if not system.strip():
-        system = _text(row.get("system") or "")
+        system = as_text(row.get("system") or "")
     if messages and messages[0]["role"] == "assistant":
         del messages[0]
     _check_order(messages)
@@ -141,13 +141,14 @@ def _role(role: Any) -> str:
 def _content(value: Any) -> str:
     """A turn's text; the parts of OpenAI's list form go on lines of their own, as vLLM puts them."""
     if not isinstance(value, list):
-        return _text(value)
+        return as_text(value)
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         raise BadRow("content that is not all text")
-    return "\n".join(_text(part.get("text")) for part in value)
+    return "\n".join(as_text(part.get("text")) for part in value)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A string that can be written and tokenised. Raises BadRow."""
     if not isinstance(value, str):
         raise BadRow("text is not a string")
     try:
@@ -167,4 +168,4 @@ def _check_order(turns: list[Message]) -> None:
 
 def _category(row: dict[str, Any]) -> str:
     found = next((row[key] for key in ("dataset", "category", "type") if isinstance(row.get(key), str)), "")
-    return _text(found) or "none"
+    return as_text(found) or "none"
