@@ -119,9 +119,8 @@ def _centred(pair: Figures) -> Figures:
 
 def _jackknife(centred: list[Figures]) -> float:
     """The standard error by leaving out each prompt in turn: above the delta method's where one weighs much."""
-    moved = np.sum([ratios(np.stack([top, bottom.sum() - bottom])) for top, bottom in centred], axis=0)
-    count = centred[0].shape[1]
-    return math.sqrt((count - 1) / count * float((moved**2).sum()))
+    moved = np.sum([ratios(np.stack([top, bottom.sum() - bottom])) for top, bottom in centred], 0)
+    return math.sqrt((len(moved) - 1) / len(moved) * float((moved**2).sum()))
 
 
 def _draws(count: int, samples: int, seed: int) -> Iterator[Figures]:
