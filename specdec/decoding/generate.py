@@ -114,7 +114,8 @@ def steps(
     verifier = Verifier(sampling, generator, typical)
     limit = min(max_new_tokens, room)
     stop = stop or Stop(target.stop_ids)
-    return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache or target.new_cache())
+    cache = target.new_cache() if cache is None else cache  # an empty one is falsy
+    return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache)
 
 
 @torch.inference_mode()

@@ -164,6 +164,12 @@ def test_the_cache_is_rolled_back_exactly(target: Target, monkeypatch: pytest.Mo
         torch.testing.assert_close(layer.values, wanted.values, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cache_that_is_given_is_the_one_that_is_filled(target: Target) -> None:
+    cache = target.new_cache()
+    made = list(steps(target, None, PROMPT, 5, cache=cache))
+    assert cache.get_seq_length() == len(PROMPT) + len(made) - 1
+
+
 def test_stops_behind_the_stop_token_even_inside_a_draft(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = generate(target, None, PROMPT, LIMIT).token_ids
     stop = truth[6]
