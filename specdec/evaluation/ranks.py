@@ -93,8 +93,3 @@ def search_tree(rates: Rates, nodes: int) -> StaticTree:
             for rank in range(width):
                 heapq.heappush(waiting, (chance * float(rates[len(path), rank]), (*path, rank)))
     return StaticTree.of(chosen or [(0,)])
-
-
-def expected_accepted(rates: Rates, tree: StaticTree) -> float:
-    """Draft tokens accepted in a step: the sum over the nodes of the chance of their path."""
-    return float(sum(np.prod([rates[i, rank] for i, rank in enumerate(path)]) for path in tree.paths))

@@ -8,8 +8,9 @@ from specdec.drafters import Drafter, Medusa, Sampling, StaticTree, Tree
 from specdec.drafters.prompt_lookup import PromptLookup
 from specdec.errors import ModelError
 from specdec.evaluation.comparison import compare
+from specdec.evaluation.forecast import forecast
 from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode, measure
-from specdec.evaluation.ranks import Rates, expected_accepted, rank_rates, search_tree
+from specdec.evaluation.ranks import Rates, rank_rates, search_tree
 from specdec.evaluation.summary import Bootstrap, acceptance_pair, summarize
 from specdec.targets import Target
 
@@ -48,6 +49,7 @@ class Evaluation:
     static_trees: dict[str, StaticTree]
     rates: Rates | None
     skipped: int
+    forecast: dict[str, Any] | None
     notes: list[str]
 
     @property
@@ -74,6 +76,7 @@ class Evaluation:
             "ways": self.figures,
             "static_trees": {name: [list(path) for path in tree.paths] for name, tree in self.static_trees.items()},
             "rank_rates": None if self.rates is None else self.rates.tolist(),
+            "forecast": self.forecast,
             "notes": self.notes,
         }
 
@@ -109,9 +112,10 @@ def evaluate(
             figures[way.name]["to_main"] = compare(
                 ours, theirs, shared.samples, shared.confidence, shared.seed
             ).as_dict()
-        if way.name in statics and rates is not None:
-            figures[way.name]["expected_acceptance_length"] = 1 + expected_accepted(rates, statics[way.name])
-    return Evaluation(main, ways, measured, figures, statics, rates, skipped, notes)
+    said = None
+    if rates is not None:
+        said = forecast(target, drafter, prompts, rates, ways, statics, measured, figures, say)
+    return Evaluation(main, ways, measured, figures, statics, rates, skipped, said, notes)
 
 
 def _static_trees(
@@ -123,13 +127,13 @@ def _static_trees(
     notes: list[str],
     say: Say,
 ) -> tuple[dict[str, StaticTree], Rates | None]:
-    if not plan.static_nodes or not _grows_trees(target, notes):
+    if not _grows_trees(target, notes):
         return {}, None
     if calibration:
         others, _ = encode(target, calibration[:CALIBRATION_PROMPTS], plan.max_new_tokens, say)
     else:
         others = prompts[:CALIBRATION_PROMPTS]
-        notes.append("static trees were searched on the prompts that they are measured on")
+        notes.append("ranks were counted, and static trees searched, on the prompts that they are measured on")
     depth = min(RANKS[0], drafter.loss_positions) if isinstance(drafter, Medusa) else RANKS[0]
     contexts = [prompt.contexts[0] for prompt in others]
     rates = rank_rates(target, drafter, contexts, plan.max_new_tokens, depth, RANKS[1], say)

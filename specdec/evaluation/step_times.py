@@ -32,35 +32,36 @@ def measure_step_times(
     target: Target,
     drafter: Drafter,
     context: int,
+    longest: int,
     tokens: Sequence[int] = TOKENS,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 9,
 ) -> StepTimes:
-    """Seconds of the base's passes over `tokens` at `batch_sizes`, and of drafting chains of 1 to `draft_tokens`.
+    """Seconds of the base's passes over `tokens` at `batch_sizes`, and of drafting chains of 1 to `longest` tokens.
 
     context: tokens that stand in the cache before each pass. A drafter proposes for one sequence: see StepTimes for
     what is taken to hold at larger batch sizes. 1 belongs to both lists, being what all is compared with.
     Raises DataError when the context is empty or leaves no room, and for an empty or impossible list.
     """
     tokens, batch_sizes = sorted({1, *tokens}), sorted({1, *batch_sizes})
-    _check(target, drafter, context, tokens, batch_sizes, repeats)
+    _check(target, context, longest, tokens, batch_sizes, repeats)
     base = _base_times(target, context, tokens, batch_sizes, repeats)
-    return StepTimes(base, _draft_times(target, drafter, context, repeats), context)
+    return StepTimes(base, _draft_times(target, drafter, context, longest, repeats), context)
 
 
 def _check(
-    target: Target, drafter: Drafter, context: int, tokens: list[int], batch_sizes: list[int], repeats: int
+    target: Target, context: int, longest: int, tokens: list[int], batch_sizes: list[int], repeats: int
 ) -> None:
-    if min(context, tokens[0], batch_sizes[0], repeats) < 1:
+    if min(context, longest, tokens[0], batch_sizes[0], repeats) < 1:
         raise DataError(
-            f"step times: context {context}, tokens {tokens}, batch sizes {batch_sizes} and repeats {repeats} must "
-            "all be 1 or more"
+            f"step times: context {context}, chains of {longest}, tokens {tokens}, batch sizes {batch_sizes} and "
+            f"repeats {repeats} must all be 1 or more"
         )
-    longest = max(tokens[-1], _drafted_context(drafter))
-    if context + longest > target.max_positions:
+    behind = max(tokens[-1], OBSERVED * longest)
+    if context + behind > target.max_positions:
         raise DataError(
-            f"step times: {longest} tokens behind a context of {context} do not fit {target.name}, which takes "
-            f"{target.max_positions}: choose a context of {max(0, target.max_positions - longest)} at most"
+            f"step times: {behind} tokens behind a context of {context} do not fit {target.name}, which takes "
+            f"{target.max_positions}: choose a context of {max(0, target.max_positions - behind)} at most"
         )
 
 
@@ -80,11 +81,11 @@ def _base_times(
     return {size: {count: medians[size, count] for count in tokens} for size in batch_sizes}
 
 
-def _draft_times(target: Target, drafter: Drafter, context: int, repeats: int) -> dict[int, float]:
+def _draft_times(target: Target, drafter: Drafter, context: int, longest: int, repeats: int) -> dict[int, float]:
     """[length]: `propose` behind the states of one step, the context having been read before."""
-    ids = _token_ids(target, 1, context + _drafted_context(drafter) + 1)
+    ids = _token_ids(target, 1, context + OBSERVED * longest + 1)
     read = target.forward(ids[:, :-1], layers=drafter.aux_layers)
-    lengths = list(range(1, drafter.draft_tokens + 1))
+    lengths = list(range(1, longest + 1))
     seconds: dict[int, list[float]] = {length: [] for length in lengths}
     for number in range(repeats + 1):
         state = DraftState()
@@ -101,11 +102,6 @@ def _draft_times(target: Target, drafter: Drafter, context: int, repeats: int) -
 def _observe(state: DraftState, token_ids: Tensor, read: TargetOutput, rows: slice) -> None:
     auxiliary = None if read.auxiliary is None else read.auxiliary[0, rows]
     state.observe(token_ids[1:][rows], read.hidden[0, rows], auxiliary)
-
-
-def _drafted_context(drafter: Drafter) -> int:
-    """Tokens behind the context that one round of drafting reads."""
-    return OBSERVED * drafter.draft_tokens
 
 
 def _choose(target: Target, token_ids: Tensor, cache: DynamicCache) -> Tensor:

@@ -19,13 +19,12 @@ module = importlib.import_module("specdec.evaluation.step_times")
 @pytest.mark.parametrize("make", [medusa_settings, eagle_settings, eagle3_settings])
 def test_every_method_is_timed(target: Target, make: Any) -> None:
     drafter = new_drafter(target, make())
-    times = measure_step_times(target, drafter, 20, [2, 4], [3], repeats=2)
+    times = measure_step_times(target, drafter, 20, 3, [2, 4], [3], repeats=2)
     assert {size: list(row) for size, row in times.base.items()} == {1: [1, 2, 4], 3: [1, 2, 4]}
-    assert list(times.draft) == list(range(1, drafter.draft_tokens + 1))
+    assert list(times.draft) == [1, 2, 3]
     assert all(s > 0 for row in (*times.base.values(), times.draft) for s in row.values())
     assert (times.context, times.overhead) == (20, 0)
-    rates = [[0.5]] * drafter.draft_tokens
-    assert predict(times, rates, chain(drafter.draft_tokens), 2).speedup > 0
+    assert predict(times, [[0.5]] * 3, chain(3), 2).speedup > 0
 
 
 def test_each_pass_reads_what_it_says(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +41,7 @@ def test_each_pass_reads_what_it_says(target: Target, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "_choose", listening)
     clock = iter(range(10_000))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
-    times = measure_step_times(target, new_drafter(target, medusa_settings()), 7, [1, 3], [1, 2], repeats=2)
+    times = measure_step_times(target, new_drafter(target, medusa_settings()), 7, 2, [1, 3], [1, 2], repeats=2)
     assert passes == [(1, 1, 7), (1, 3, 7), (2, 1, 7), (2, 3, 7)] * 3
     assert times.base == {1: {1: 1.0, 3: 1.0}, 2: {1: 1.0, 3: 1.0}}
 
@@ -66,7 +65,7 @@ def test_drafting_starts_from_the_states_of_one_step(target: Target, monkeypatch
         return proposal
 
     monkeypatch.setattr(drafter, "propose", listening)
-    measure_step_times(target, drafter, 10, [1], [1], repeats=1)
+    measure_step_times(target, drafter, 10, 3, [1], [1], repeats=1)
     rising = [(0, 10, 1), (10, 2, 1), (12, 2, 2), (14, 2, 3)]
     falling = [(0, 10, 1), (10, 2, 3), (12, 2, 2), (14, 2, 1)]
     assert seen == rising + falling
@@ -80,7 +79,7 @@ def drafter(target: Target) -> Drafter:
 def test_what_cannot_be_measured(target: Target, drafter: Drafter) -> None:
     for context, tokens, sizes, repeats in ((0, [1], [1], 1), (9, [0], [1], 1), (9, [1], [-1], 1), (9, [1], [1], 0)):
         with pytest.raises(DataError, match=r"must all be 1 or more$"):
-            measure_step_times(target, drafter, context, tokens, sizes, repeats)
+            measure_step_times(target, drafter, context, 2, tokens, sizes, repeats)
     with pytest.raises(DataError, match=r"32 tokens behind a context of 225 do not fit .* 256: choose .* of 224 at"):
-        measure_step_times(target, drafter, 225, [32], [1])
-    assert measure_step_times(target, drafter, 224, [32], [1], 1).context == 224
+        measure_step_times(target, drafter, 225, 2, [32], [1])
+    assert measure_step_times(target, drafter, 224, 2, [32], [1], 1).context == 224

@@ -1,0 +1,85 @@
+"""A whole evaluation: every way that was asked for, lossless, beside a forecast; what cannot be done is said."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specdec.drafters import Drafter, Tree, new_drafter
+from specdec.errors import ModelError
+from specdec.evaluation import Bootstrap, Plan, evaluate
+from specdec.targets import Target
+from tests.evaluation.test_measure import ROWS, row
+from tests.settings import eagle3_settings, eagle_settings, medusa_settings
+
+SMALL = Bootstrap(100, 0.9, 0)
+PLAN = Plan(10, 1, SMALL, (1.0,), (1, 3, 5), (Tree(2, 2, 4),), (4,))
+
+
+@pytest.fixture(params=[medusa_settings, eagle_settings, eagle3_settings], ids=["medusa", "eagle", "eagle3"])
+def drafter(target: Target, request: pytest.FixtureRequest) -> Drafter:
+    return new_drafter(target, request.param())
+
+
+def test_every_way(target: Target, drafter: Drafter) -> None:
+    found = evaluate(target, drafter, ROWS, PLAN, print, calibration=[row("why"), row("add 5")])
+    own = drafter.draft_tokens
+    assert found.lossless
+    assert found.main == f"chain of {own}"
+    medusa = drafter.method == "medusa"
+    lengths = [n for n in (own, 1, 3, 5) if n <= (2 if medusa else 9)]
+    wanted = {f"chain of {n}" for n in lengths} | {
+        f"chain of {own}, temperature 1",
+        f"chain of {own}, temperature 1, sampled drafts",
+        "prompt lookup",
+        "tree 2,2,4",
+        "static tree of 4",
+    }
+    assert set(found.figures) == wanted
+    assert set(found.measured) == wanted | {"no drafter", "no drafter, temperature 1"}
+    assert [len(prompts) for prompts in found.measured.values()] == [3] * len(found.measured)
+    if medusa:
+        assert found.notes == [f"a chain of {n} was not measured: the drafter has 2 heads" for n in (3, 5)]
+    greedy = [name for name in wanted if "temperature" not in name and name != found.main]
+    assert {name for name, figures in found.figures.items() if "to_main" in figures} == set(greedy)
+    assert found.forecast is not None
+    beside = found.forecast["measured"]
+    assert set(beside) == {*(f"chain of {n}" for n in lengths), "static tree of 4"}
+    assert set(found.forecast["best"]) == set(found.forecast["best_chain"]) == {"1", "4", "16"}
+    json.dumps(found.all_figures(), allow_nan=False)
+    main = found.main_figures(0.9)
+    assert main["lossless"] is True
+    assert main["acceptance_length"] == found.figures[found.main]["acceptance_length"]
+
+
+def test_the_forecast_of_acceptance_is_what_is_measured_on_the_same_prompts(target: Target) -> None:
+    """Ranks are counted at the anchors of the chain, so rank 0 of the first level is its first position's rate."""
+    drafter = new_drafter(target, medusa_settings())
+    found = evaluate(target, drafter, ROWS, Plan(10, 1, SMALL, (), (1,), (), (2,)), print)
+    assert found.notes == ["ranks were counted, and static trees searched, on the prompts that they are measured on"]
+    assert found.forecast is not None
+    said = found.forecast["measured"]["chain of 1"]["acceptance_length"]
+    assert said["predicted"] == pytest.approx(said["measured"], abs=0.1)
+    assert isinstance(found.rates, np.ndarray)
+
+
+def test_a_base_that_verifies_no_trees(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any) -> None:
+        raise ModelError("it does not keep to the mask")
+
+    monkeypatch.setattr(Target, "check_trees", refuse)
+    found = evaluate(target, new_drafter(target, medusa_settings()), ROWS, PLAN, print)
+    assert "no trees: it does not keep to the mask" in found.notes
+    assert found.notes.count("no trees: it does not keep to the mask") == 1
+    assert not any("tree" in name for name in found.figures)
+    assert found.forecast is None
+
+
+def test_one_prompt_has_no_interval(target: Target) -> None:
+    found = evaluate(target, new_drafter(target, medusa_settings()), ROWS[:1], PLAN, print)
+    main = found.figures[found.main]
+    assert main["acceptance_length"]["low"] is None
+    assert main["speedup"]["high"] is None
+    assert found.figures["prompt lookup"]["to_main"]["p_value"] is None
+    assert found.figures["prompt lookup"]["to_main"]["verdict"] == "no difference"
