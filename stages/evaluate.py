@@ -43,6 +43,8 @@ def main() -> None:
     )
     with replacing_dir(Path("reports") / name) as folder:
         write_evaluation(report, evaluation, folder)
+        configs = evaluation.speculative_configs(drafter.method, f"models/drafters/{name}")
+        write_json(folder / "speculative_config.json", configs)
     with drafter_run(name, params, _run_id(name)) as tracked:
         tracked.log_metrics(_flat(figures))
         tracked.log_metrics({"ways": {way: _headline(found) for way, found in evaluation.figures.items()}})

@@ -69,6 +69,17 @@ class Evaluation:
             "confidence": confidence,
         }
 
+    def speculative_configs(self, method: str, folder: str) -> dict[str, dict[str, Any] | None]:
+        """By the number of sequences at once: vLLM's `--speculative-config` with the chain that is predicted to be
+        fastest, None where no drafter is. Without a forecast: the drafter's own chain, for one sequence."""
+        lengths = {"1": next(way.longest for way in self.ways if way.name == self.main)}
+        if self.forecast:
+            lengths = {size: best["setting"]["tokens"] for size, best in self.forecast["best_chain"].items()}
+        return {
+            size: {"method": method, "model": folder, "num_speculative_tokens": length} if length else None
+            for size, length in lengths.items()
+        }
+
     def all_figures(self) -> dict[str, Any]:
         """`ways.json`: every way's figures, the forms of the static trees, and what was not measured."""
         return {

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specdec.io import write_json, write_jsonl, write_text
 from specdec.report.content import Report
-from specdec.report.plots import plot_categories, plot_curves, plot_lengths, plot_positions, plot_ways
+from specdec.report.plots import plot_categories, plot_curves, plot_forecast, plot_lengths, plot_positions, plot_ways
 
 if TYPE_CHECKING:  # it brings torch, which no page needs
     from specdec.evaluation import Evaluation
@@ -34,6 +34,9 @@ def write_report(report: Report, folder: Path) -> None:
     plot_categories(report.figures, folder / "categories.png")
     plot_ways(report.ways, folder / "ways.png")
     names = ["positions.png", "categories.png", "ways.png"]
+    if report.ways["forecast"]:
+        plot_forecast(report.ways["forecast"], folder / "forecast.png")
+        names.append("forecast.png")
     if report.curves:  # a drafter that was trained elsewhere has none
         plot_curves(report.curves, folder / "training.png")
         names.append("training.png")
@@ -65,6 +68,13 @@ def ends(figure: dict[str, float | None]) -> str:
     return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
+def setting(predicted: dict[str, Any]) -> str:
+    """`chain of 5: 1.42x`, or `no drafter`."""
+    if not predicted["setting"]["tokens"]:
+        return "no drafter"
+    return f"{predicted['setting']['name']}: {predicted['speedup']:.2f}x"
+
+
 def verdict(comparison: dict[str, Any]) -> str:
     """`better by 0.31 (p 0.001)`, or `no difference (p 0.41)`."""
     chance = "one prompt" if comparison["p_value"] is None else f"p {comparison['p_value']:.2g}"
@@ -81,7 +91,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, ends=ends, verdict=verdict)
+    environment.filters.update(interval=interval, ends=ends, verdict=verdict, setting=setting)
     return environment.get_template(template).render(values)
 
 

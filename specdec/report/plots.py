@@ -83,6 +83,25 @@ def plot_ways(ways: dict[str, Any], out: Path) -> None:
         both[1].set_yticks(range(len(found)), [])
 
 
+def plot_forecast(forecast: dict[str, Any], out: Path) -> None:
+    """Predicted speedup of chains against their length, a line for each batch size."""
+    with _figure(out, width=4.6, height=3.0) as axes:
+        axes.axhline(1, color=INK, linewidth=1, linestyle=":")
+        for size, color in zip(forecast["best"], (ACCENT, SECOND, INK), strict=True):
+            chains = [
+                (one["setting"]["tokens"], one["speedup"])
+                for one in forecast["predicted"]
+                if one["batch_size"] == int(size) and one["setting"]["depth"] == one["setting"]["tokens"]
+            ]
+            chains = sorted(dict(chains).items())
+            label = "1 sequence" if size == "1" else f"{size} sequences"
+            axes.plot(*zip(*chains, strict=True), "o-", color=color, markersize=4, label=label)
+        axes.set_xticks(sorted({length for length, _ in chains}))
+        axes.set_xlabel("draft tokens in a chain")
+        axes.set_ylabel("times plain decoding")
+        axes.legend(fontsize=8)
+
+
 def plot_curves(curves: dict[str, Curve], out: Path) -> None:
     """Training loss (left axis) and validation acceptance length (right axis) against the step."""
     loss, accepted = curves.get("loss", []), curves.get("validation/acceptance_length", [])

@@ -1,5 +1,6 @@
 """The command line: the committed profiles, an answer with a drafter, errors in one line."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -63,3 +64,56 @@ def test_generate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         err
         == "specdec: error: models/base is not there: name a model's folder, or run the pipeline in this one first\n"
     )
+
+
+def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
+    drafter = new_drafter(target, medusa_settings())
+    drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
+    (tmp_path / "p.jsonl").write_text(
+        '{"turns": ["hi", "and?"]}\n{"question_id": 7, "category": "x", "turns": ["why"]}\n'
+    )
+    command = ["evaluate", "--model", str(base_folder), "--drafter", "d", "--prompts", "p.jsonl", "--repeats", "1"]
+    options = ["--max-new-tokens", "8", "--tree", "2,2,3", "--draft-length", "1", "--temperature", "1"]
+    code, out, err = specdec(tmp_path, *command, *options, "--static-nodes", "3", "--output", "report")
+    assert code == 0, err
+    for word in (
+        "chain of 2 ",
+        "chain of 1 ",
+        "tree 2,2,3 ",
+        "static tree of 3 ",
+        "prompt lookup ",
+        "sampled drafts",
+    ):
+        assert word in out
+    assert "2 prompts; greedy output equal to plain decoding, token for token" in out
+    assert (tmp_path / "report/report.html").stat().st_size > 20_000
+    figures = json.loads((tmp_path / "report/ways.json").read_text())
+    assert figures["ways"]["chain of 2"]["categories"].keys() == {"p", "x"}
+    code, _, err = specdec(tmp_path, *command, "--output", "report")
+    assert (code, err) == (2, "specdec: error: --output report is there already: remove it, or name another folder\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["--prompts", "none.jsonl"], "there is no file of prompts none.jsonl"),
+        (["--prompts", "empty.jsonl"], "empty.jsonl is empty"),
+        (["--drafter", "nothing"], "nothing"),
+        (["--tree", "2,2"], "write DEPTH,WIDTH,NODES"),
+        (["--temperature", "-1"], "temperature is -1"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    target: Target, base_folder: Path, tmp_path: Path, changes: list[str], told: str
+) -> None:
+    drafter = new_drafter(target, medusa_settings())
+    drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    command = ["evaluate", "--model", str(base_folder), "--drafter", "d", "--prompts", "p.jsonl"]
+    code, out, err = specdec(tmp_path, *command, *changes)
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("specdec: error: ")
+    assert told in line
+    assert "Traceback" not in err

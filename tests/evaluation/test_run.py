@@ -48,6 +48,12 @@ def test_every_way(target: Target, drafter: Drafter) -> None:
     assert set(beside) == {*(f"chain of {n}" for n in lengths), "static tree of 4"}
     assert set(found.forecast["best"]) == set(found.forecast["best_chain"]) == {"1", "4", "16"}
     json.dumps(found.all_figures(), allow_nan=False)
+    configs = found.speculative_configs(drafter.method, "models/d")
+    assert set(configs) == {"1", "4", "16"}
+    for size, config in configs.items():
+        length = found.forecast["best_chain"][size]["setting"]["tokens"]
+        wanted = {"method": drafter.method, "model": "models/d", "num_speculative_tokens": length}
+        assert config == (wanted if length else None)
     main = found.main_figures(0.9)
     assert main["lossless"] is True
     assert main["acceptance_length"] == found.figures[found.main]["acceptance_length"]
@@ -74,6 +80,8 @@ def test_a_base_that_verifies_no_trees(target: Target, monkeypatch: pytest.Monke
     assert found.notes.count("no trees: it does not keep to the mask") == 1
     assert not any("tree" in name for name in found.figures)
     assert found.forecast is None
+    own = {"method": "medusa", "model": "m", "num_speculative_tokens": 2}
+    assert found.speculative_configs("medusa", "m") == {"1": own}
 
 
 def test_one_prompt_has_no_interval(target: Target) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,26 @@ GROUP = {
     "prompts": 2,
     "tokens": 9,
 }
+
+
+def forecast() -> dict[str, Any]:
+    """Of two chains and a tree; for four sequences no drafter pays."""
+
+    def one(name: str, depth: int, tokens: int, size: int, speedup: float) -> dict[str, Any]:
+        setting = {"name": name, "depth": depth, "tokens": tokens}
+        return {"setting": setting, "batch_size": size, "acceptance_length": 1.5, "speedup": speedup}
+
+    chains = [one(f"chain of {n}", n, n, size, 1 + n / size / 10) for size in (1, 4, 16) for n in (1, 2)]
+    none = one("chain of 0", 0, 0, 4, 1.0)
+    best = {"1": one("static <tree>", 2, 4, 1, 1.7), "4": none, "16": none}
+    both = {"predicted": 1.6, "measured": 1.5, "distance": 0.066}
+    return {
+        "times": {"context": 123},
+        "predicted": [*chains, best["1"]],
+        "best": best,
+        "best_chain": {"1": chains[1], "4": none, "16": none},
+        "measured": {"chain of 2": {"acceptance_length": both, "speedup": both}},
+    }
 
 
 def report() -> Report:
@@ -47,7 +68,7 @@ def report() -> Report:
         "prompt lookup": way | {"to_main": same, "temperature": 1.0},
         "static": way | {"to_main": alone},
     }
-    all_ways = {"main": "chain of 2", "ways": ways, "notes": ["no <i>trees</i>"]}
+    all_ways = {"main": "chain of 2", "ways": ways, "notes": ["no <i>trees</i>"], "forecast": forecast()}
     return Report("medusa", figures, {"loss": [(1, 2.0)]}, {"base": "tiny"}, [shown], all_ways)
 
 
@@ -55,7 +76,10 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
+    cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("What to expect elsewhere")[1]).split())
+    assert "1 chain of 2: 1.20x static &lt;tree&gt;: 1.70x 4 no drafter no drafter 16" in cells
+    assert "chain of 2 1.60 (7 % off) 1.50 1.60 (7 % off) 1.50" in cells
     assert "<b>why" not in page
     assert "<script>" not in page
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
@@ -76,6 +100,13 @@ def test_a_drafter_trained_elsewhere_has_no_curves(tmp_path: Path) -> None:
     for page in ("report.html", "report.md"):
         assert "raining" not in (tmp_path / page).read_text()
     assert not (tmp_path / "training.png").exists()
+
+
+def test_without_a_forecast_none_is_shown(tmp_path: Path) -> None:
+    made = report()
+    write_report(dataclasses.replace(made, ways=made.ways | {"forecast": None}), tmp_path)
+    assert "expect elsewhere" not in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "forecast.png").exists()
 
 
 def test_a_missing_figure_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
