@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import TextStreamer
-from transformers.generation import StoppingCriteriaList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from specdec.decoding import custom_generate
 from specdec.drafters import Drafter, StaticTree, Tree, new_drafter
