@@ -54,11 +54,11 @@ def test_ratios_of_times_are_covered() -> None:
 
 @pytest.mark.parametrize("count", [20, 100])
 def test_differences_of_the_same_prompts_cover_the_truth(count: int) -> None:
-    wide = two_drafters(np.random.default_rng(99), 2_000_000, 0.1)
+    wide = two_drafters(np.random.default_rng(99), 1_000_000, 0.1)
     expected = wide[0][0].sum() / wide[0][1].sum() - wide[1][0].sum() / wide[1][1].sum()
     random = np.random.default_rng(count)
     covered = narrower = 0
-    for trial in range(TRIALS):
+    for trial in range(TRIALS // 3):
         ours, theirs = two_drafters(random, count, 0.1)
         found = difference_interval(ours, theirs, 200, 0.95, trial)
         covered += covers(found, expected)
@@ -66,8 +66,8 @@ def test_differences_of_the_same_prompts_cover_the_truth(count: int) -> None:
         assert found.high is not None
         assert alone.high is not None
         narrower += found.high - found.value < alone.high - alone.value
-    assert 0.93 <= covered / TRIALS <= 0.97
-    assert narrower > 0.9 * TRIALS  # what the drafters share cancels out
+    assert 0.93 <= covered / (TRIALS // 3) <= 0.97
+    assert narrower > 0.9 * (TRIALS // 3)  # what the drafters share cancels out
 
 
 def test_a_ratio_of_sums() -> None:
