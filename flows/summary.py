@@ -101,6 +101,8 @@ def _whereabouts(root: Path, rows: list[Row]) -> Iterator[str]:
         report = root / "reports" / row.drafter / "report.html"
         if report.is_file():
             yield f"Report:  {report}"
+    if (comparison := root / "comparison" / "report.html").is_file():
+        yield f"All:     {comparison}"
     location = locate(root)
     if location.database is None:
         yield f"MLflow:  {location.shown}"

@@ -55,6 +55,14 @@ def write_prompts_report(figures: dict[str, Any], out: Path) -> None:
     write_text(out, _render("prompts.html", figures=figures, dropped=rows, image=_data_uri(image.getvalue())))
 
 
+def write_comparison(rows: list[dict[str, Any]], confidence: float, folder: Path) -> None:
+    """Writes the page of all drafters of a run. rows: `bake_off`."""
+    shown = {row["name"]: row["figures"] for row in rows}
+    plot_ways({"main": rows[0]["name"], "ways": shown}, folder / "comparison.png")
+    image = _data_uri((folder / "comparison.png").read_bytes())
+    write_text(folder / "report.html", _render("comparison.html", rows=rows, confidence=confidence, image=image))
+
+
 def interval(figure: dict[str, float | None]) -> str:
     """`1.83 [1.76, 1.90]`; without ends where one prompt allows none."""
     value = f"{figure['value']:.2f}"

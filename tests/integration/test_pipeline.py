@@ -72,6 +72,7 @@ def test_every_stage_did_its_work(project: Project) -> None:
 
 def test_a_table_and_where_to_look(project: Project) -> None:
     output = (project.root / "first.log").read_text()
+    assert (project.root / "comparison/report.html").stat().st_size > 20_000
     for word in ("acceptance length", "position rates", "speedup", "lossless", "champion", "report.html"):
         assert word in output
     assert "make mlflow" in output
@@ -141,7 +142,7 @@ def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project:
     code, output = project.run("dvc", "repro")
     assert code == 0, output
     ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-    assert ran == ["train@wide", "evaluate@wide", "register"]
+    assert ran == ["train@wide", "evaluate@wide", "compare", "register"]
     after = load(project, "registry.json")["versions"]
     assert after["medusa"]["version"] == registry["medusa"]["version"]
     assert after["wide"]["version"] == "3"

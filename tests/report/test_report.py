@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from specdec.evaluation.measure import PromptMeasurement
-from specdec.report import Report, write_prompts_report, write_report
+from specdec.report import Report, write_comparison, write_prompts_report, write_report
 from specdec.report.content import Example, examples
 from specdec.targets import Target
 
@@ -153,3 +153,20 @@ def test_the_page_of_the_prompts(tmp_path: Path) -> None:
         "10 and more 1,200 1,100",
     ):
         assert line in " ".join(cells)
+
+
+def test_the_page_of_all_drafters(tmp_path: Path) -> None:
+    categories = {"c": GROUP, "<d>": GROUP}
+    way = GROUP | {"temperature": 0.0, "lossless": True, "categories": categories}
+    worse = {"difference": {"value": -0.25, "low": -0.4, "high": -0.1}, "p_value": 0.002, "verdict": "worse"}
+    rows = [
+        {"name": "eagle3", "way": "chain of 3", "figures": way, "to_lookup": worse},
+        {"name": "<b>", "way": "chain of 2", "figures": way, "to_best": worse, "speed_to_best": worse},
+    ]
+    write_comparison(rows, 0.95, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert "<b>" not in page
+    cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("side by side</h1>")[1]).split())
+    assert "eagle3 chain of 3 1.50 [1.40, 1.60] worse by 0.25 (p 0.002) 1.50 [1.40, 1.60] yes" in cells
+    assert "&lt;d&gt; 2 1.50 [1.40, 1.60] 1.50 [1.40, 1.60]" in cells
