@@ -14,7 +14,8 @@ _PREFIX = "medusa_head."
 
 
 def recognises(found: Checkpoint) -> bool:
-    return "medusa_num_heads" in found.config
+    """vLLM knows its own by `model_type`, whatever the count of heads is called there."""
+    return "medusa_num_heads" in found.config and found.config.get("model_type") != "medusa"
 
 
 def read(found: Checkpoint, target: Target) -> Medusa:

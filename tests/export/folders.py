@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specdec.drafters import Drafter, Medusa
+from specdec.drafters import Drafter, Eagle3, Medusa
 from specdec.targets import Target
 from tests.drafters.examples import new, scattered
 from tests.settings import eagle3_settings, eagle_settings
@@ -36,7 +36,10 @@ def eagle(target: Target, **own: Any) -> Drafter:
 
 def eagle3(target: Target, draft_vocab_size: int | None = 60, **own: Any) -> Drafter:
     counts = torch.randperm(target.vocab_size, generator=torch.Generator().manual_seed(4))
-    return new(target, eagle3_settings({"draft_vocab_size": draft_vocab_size, **own}), counts)
+    made: Drafter = new(target, eagle3_settings({"draft_vocab_size": draft_vocab_size, **own}), counts)
+    assert isinstance(made, Eagle3)
+    made.fc.weight.data *= 0.02  # so that tokens matter beside the states, and drafts differ
+    return made
 
 
 def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:

@@ -138,9 +138,16 @@ def sharded(folder: Path, laid_out: Folder) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def test_a_copy_of_the_bases_embedding_is_not_held_twice(deep: Target, tmp_path: Path) -> None:
+WITH_EMBEDDING: dict[str, Callable[[Target], Folder]] = {
+    "eagle": lambda t: folders.eagle_vllm(folders.eagle(t)),
+    "eagle3": lambda t: folders.eagle3_speculators(folders.eagle3(t)),
+}
+
+
+@pytest.mark.parametrize("method", WITH_EMBEDDING)
+def test_a_copy_of_the_bases_embedding_is_not_held_twice(deep: Target, tmp_path: Path, method: str) -> None:
     """Rounded to another type it is still a copy; one changed number makes it the drafter's own."""
-    config, tensors = folders.eagle_vllm(folders.eagle(deep))
+    config, tensors = WITH_EMBEDDING[method](deep)
     tensors["embed_tokens.weight"] = tensors["embed_tokens.weight"].half()
     assert "embed_tokens.weight" not in load_any(write(tmp_path / "d", (config, tensors)), deep)[0].state_dict()
     tensors["embed_tokens.weight"] = deep.embedding_weight.clone()
@@ -149,26 +156,25 @@ def test_a_copy_of_the_bases_embedding_is_not_held_twice(deep: Target, tmp_path:
     assert torch.equal(own.state_dict()["embed_tokens.weight"], tensors["embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+@pytest.mark.parametrize("method", WITH_EMBEDDING)
 def test_an_embedding_of_its_own_is_used(deep: Target, tmp_path: Path, method: str) -> None:
     """The drafter with the base's rows swapped says behind token a what the other says behind token b."""
-    laid_out = {
-        "eagle": lambda: folders.eagle_vllm(folders.eagle(deep)),
-        "eagle3": lambda: folders.eagle3_speculators(folders.eagle3(deep)),
-    }[method]
-    config, tensors = laid_out()
+    config, tensors = WITH_EMBEDDING[method](deep)
     plain, _ = load_any(write(tmp_path / "plain", (config, tensors)), deep)
     order = torch.randperm(deep.vocab_size, generator=torch.Generator().manual_seed(1))
     tensors["embed_tokens.weight"] = deep.embedding_weight[order]
     own, _ = load_any(write(tmp_path / "own", (config, tensors)), deep)
-    found = []
-    for drafter, token in ((plain, int(order[9])), (own, 9)):
-        out = deep.forward(torch.tensor([IDS]), layers=drafter.aux_layers)
+    out = deep.forward(torch.tensor([IDS]), layers=plain.aux_layers)
+    auxiliary = None if out.auxiliary is None else out.auxiliary[0, -1:]
+
+    def behind(drafter: Drafter, token: int) -> int:
         state = DraftState()
-        auxiliary = None if out.auxiliary is None else out.auxiliary[0, -1:]
         state.observe(torch.tensor([token]), out.hidden[0, -1:], auxiliary)
-        found.append(drafter.propose(state, 1).token_ids.tolist())
-    assert found[0] == found[1]
+        return int(drafter.propose(state, 1).token_ids)
+
+    said = [behind(own, token) for token in range(60)]
+    assert said == [behind(plain, int(order[token])) for token in range(60)]
+    assert said != [behind(plain, token) for token in range(60)]
     own.save_pretrained(tmp_path / "ours")
     again = load_any(tmp_path / "ours", deep)[0].state_dict()["embed_tokens.weight"]
     assert torch.equal(again, tensors["embed_tokens.weight"])
@@ -197,6 +203,26 @@ def test_modelopt_counts_layers_from_0(deep: Target, tmp_path: Path) -> None:
     assert load_any(write(tmp_path / "d", (config, tensors)), deep)[0].aux_layers == (2, 4, 5)
     config["eagle_config"]["next_layer_regular"] = True
     assert load_any(write(tmp_path / "d", (config, tensors)), deep)[0].aux_layers == (2, 4, 5)
+
+
+def test_a_vllm_folder_with_the_original_names(deep: Target, tmp_path: Path) -> None:
+    """vLLM renames tensors, and takes any key with `num` and `heads`, or `layers`, in it."""
+    heads = folders.medusa(deep)
+    config, _ = folders.medusa_vllm(heads)
+    del config["num_heads"], config["num_hidden_layers"]
+    config |= {"medusa_num_heads": 3, "medusa_num_layers": 2}
+    named = {f"medusa_heads.{n}": t for n, t in folders.medusa_original(heads)[1].items()}
+    loaded, layout = load_any(write(tmp_path / "d", (config, named)), deep)
+    assert layout == "vLLM"
+    assert_same(deep, loaded, heads)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_norm_before_fc_in_vllms_layout(deep: Target, tmp_path: Path, nested: bool) -> None:
+    config, tensors = folders.eagle3_vllm(folders.eagle3(deep, aux_layers=[2, 4, 5]))
+    config |= {"eagle_config": {"norm_before_fc": True}} if nested else {"norm_before_fc": True}
+    tensors["input_norm.weight"] = torch.ones(3 * deep.hidden_size)
+    assert load_any(write(tmp_path / "d", (config, tensors)), deep)[0].checkpoint_config()["norm_before_fc"]
 
 
 def test_the_shared_output_layer_may_be_the_first_heads(deep: Target, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ ONE_BY_ONE: list[tuple[str, Change, str]] = [
     ("eagle vllm", setting(rope_scaling=2.0), "rope_scaling is 2.0"),
     ("eagle vllm", setting(layer_types=["sliding_attention"]), "sliding windows"),
     ("eagle vllm", setting(quantization_config={"quant_method": "fp8"}), "quantised .quantization_config."),
-    ("eagle vllm", with_tensor("fc.weight", torch.ones(64, 128, dtype=torch.int8)), "quantised .fc.weight is int8"),
+    ("eagle vllm", with_tensor("fc.weight", torch.ones(64, 128, dtype=torch.int16)), "quantised .fc.weight is int16"),
     (
         "eagle vllm",
         with_tensor("fc.weight", torch.ones(64, 128).to(torch.float8_e4m3fn)),
