@@ -4,6 +4,8 @@ torch/export/plugins/hf_spec_export.py, torch/speculative/plugins/).
 EAGLE-3: vLLM's names, `midlayer.` for `layers.0.` in older releases, `d2t` without `t2d`. `eagle_config` lists the
 auxiliary layers, counted from 0: i is the *output of layer i*, which is i+1 in vLLM, in speculators and here. The
 state before `norm` goes on to the next draft position.
+What is read is what the export says and the engines compute: 0.47's own forward norms the state twice
+(`input_layernorm`, then `hidden_norm`), and its export writes a YaRN scaling for long contexts unless told not to.
 
 Medusa: heads are no checkpoint of their own, but saved with the base: its `config.json` with
 `medusa: {num_medusa_heads, num_medusa_layers}`, its tensors, and `medusa_heads.{i}.{j}.linear.{weight,bias}`,
