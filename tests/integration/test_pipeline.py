@@ -126,7 +126,7 @@ def test_the_readmes_python_runs(project: Project) -> None:
 def test_a_second_run_runs_nothing(project: Project) -> None:
     code, output = project.run("flows.pipeline")
     assert code == 0, output
-    assert output.count("up to date") == 9
+    assert output.count("up to date") == 10
     assert "Running stage" not in output
     code, output = project.run("dvc", "repro")
     assert code == 0
