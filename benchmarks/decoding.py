@@ -1,75 +1,176 @@
-"""Decoding speed, interleaved in one process: our plain loop, our loop with the drafter, transformers' `generate`.
+"""Decoding speed, interleaved in one process: ours with and without the drafter, and transformers' `generate`.
 
     python -m benchmarks.decoding [--base models/base] [--drafter models/drafters/medusa] [--prompts 32]
+                                  [--tree 4,3,12] [--draft-model DIR]
 
-Prints tokens/s, the ratio to our plain loop, and milliseconds a pass of the base. Greedy, float32.
+Greedy. The first table: tokens/s, the ratio to our plain loop, tokens and milliseconds a pass. "transformers"
+is its plain loop, its prompt lookup, and (--draft-model) its assisted generation with that small model, which ours is
+given too. The second table: where a step of ours goes: drafting, the base's pass, and the rest (choosing, verifying,
+rolling back, Python), with the bound `acceptance length / (1 + drafting / a plain step)` and what is reached of it.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from specdec.data.prompt_files import read_prompt_file
 from specdec.data.prompts import prompt_ids
 from specdec.decoding import generate
-from specdec.drafters import load_drafter
-from specdec.io import read_jsonl
+from specdec.drafters import Proposer, Shape
+from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.prompt_lookup import PromptLookup
+from specdec.drafters.trees import parse_tree
+from specdec.export import load_any
 from specdec.targets import Target
 
-# One decoding of a prompt: (tokens, passes of the base).
-Decode = Callable[[list[int]], tuple[int, int]]
+PLAIN = "plain"
+
+
+@dataclass
+class Total:
+    """Over all prompts. seconds: in all, and within the base's passes and the drafter."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    passes: int = 0
+    base: float = 0.0
+    drafting: float = 0.0
+    answers: list[list[int]] = field(default_factory=list)
+
+
+# One decoding of a prompt: (the answer's token ids, passes of the base; 0 where it is not known).
+Decode = Callable[[list[int]], tuple[list[int], int]]
 
 
 def main() -> None:
     options = arguments()
-    target = Target.from_pretrained(options.base)
-    drafter = load_drafter(options.drafter, target)
-    rows = list(read_jsonl(options.data))[: options.prompts]
+    target = Target.from_pretrained(options.base, dtype=options.dtype)
+    drafter, _ = load_any(options.drafter, target)
+    rows = read_prompt_file(options.data)[: options.prompts]
     prompts = [prompt_ids(target.tokenizer, row["messages"]) for row in rows]
+    small = Target.from_pretrained(options.draft_model, dtype=options.dtype) if options.draft_model else None
+    with clocked(target, "forward", "forward_tree") as base, clocked(drafter, "propose") as drafting:
+        ways = decodings(options, target, drafter, small)
+        found = measure(ways, prompts, base, drafting)
+    for name, total in found.items():
+        if total.answers != found[PLAIN].answers:
+            same = sum(a == b for a, b in zip(total.answers, found[PLAIN].answers, strict=True))
+            print(f"{name}: {same} of {len(prompts)} answers are those of our plain loop")
+    print_table(found, len(prompts), options.dtype)
+    print_steps({name: total for name, total in found.items() if total.base})
 
-    def ours(with_drafter: bool) -> Decode:
-        def decode(ids: list[int]) -> tuple[int, int]:
-            made = generate(target, drafter if with_drafter else None, ids, options.max_new_tokens)
-            return len(made.token_ids), made.steps + 1
+
+def decodings(options: argparse.Namespace, target: Target, drafter: Any, small: Target | None) -> dict[str, Decode]:
+    def ours(with_drafter: Proposer | None, tree: Shape | None = None) -> Decode:
+        def decode(ids: list[int]) -> tuple[list[int], int]:
+            made = generate(target, with_drafter, ids, options.max_new_tokens, tree=tree)
+            return made.token_ids, made.steps + 1
 
         return decode
 
-    def theirs(ids: list[int]) -> tuple[int, int]:
-        prompt = torch.tensor([ids], device=target.device)
-        made = target.model.generate(prompt, max_new_tokens=options.max_new_tokens, do_sample=False)
-        count = made.shape[1] - len(ids)
-        return count, count
+    def theirs(**choices: Any) -> Decode:
+        def decode(ids: list[int]) -> tuple[list[int], int]:
+            prompt = torch.tensor([ids], device=target.device)
+            given = {"max_new_tokens": options.max_new_tokens, "do_sample": False, **choices}
+            made = target.model.generate(prompt, attention_mask=torch.ones_like(prompt), **given)
+            return made[0, len(ids) :].tolist(), 0
 
-    found = measure({"plain": ours(False), "with the drafter": ours(True), "transformers": theirs}, prompts)
-    print_table(found, len(prompts))
+        return decode
+
+    ways = {
+        PLAIN: ours(None),
+        f"{drafter.method}, chain of {drafter.draft_tokens}": ours(drafter),
+        f"{drafter.method}, tree {options.tree}": ours(drafter, parse_tree(options.tree)),
+        "prompt lookup": ours(PromptLookup()),
+        "transformers": theirs(),
+        "transformers, prompt lookup": theirs(prompt_lookup_num_tokens=10),
+    }
+    if small:
+        ways["draft model"] = ours(DraftModel.for_base(small, target))
+        ways["transformers, draft model"] = theirs(assistant_model=small.model)
+    return ways
 
 
-def measure(ways: dict[str, Decode], prompts: list[list[int]]) -> dict[str, tuple[float, int, int]]:
-    """(seconds, tokens, passes) of each way over all prompts; every prompt goes through all ways in turn."""
+@contextmanager
+def clocked(thing: Any, *names: str) -> Iterator[list[float]]:
+    """The seconds of these methods' calls, in one list."""
+    taken: list[float] = []
+
+    def timed(method: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            began = time.perf_counter()
+            made = method(*arguments, **keywords)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+            return made
+
+        return call
+
+    for name in names:
+        setattr(thing, name, timed(getattr(thing, name)))
+    try:
+        yield taken
+    finally:
+        for name in names:
+            delattr(thing, name)
+
+
+def measure(
+    ways: dict[str, Decode], prompts: list[list[int]], base: list[float], drafting: list[float]
+) -> dict[str, Total]:
+    """Every prompt goes through all ways in turn."""
     for decode in ways.values():
         decode(prompts[0])
-    totals = dict.fromkeys(ways, (0.0, 0, 0))
+    totals = {name: Total() for name in ways}
     for ids in prompts:
         for name, decode in ways.items():
+            base.clear()
+            drafting.clear()
             began = time.perf_counter()
-            tokens, passes = decode(ids)
-            seconds, before, steps = totals[name]
-            totals[name] = (seconds + time.perf_counter() - began, before + tokens, steps + passes)
+            answer, passes = decode(ids)
+            total = totals[name]
+            total.seconds += time.perf_counter() - began
+            total.tokens += len(answer)
+            total.passes += passes
+            total.base += sum(base)
+            total.drafting += sum(drafting)
+            total.answers.append(answer)
     return totals
 
 
-def print_table(found: dict[str, tuple[float, int, int]], prompts: int) -> None:
-    table = Table(title=f"Greedy decoding of {prompts} prompts, float32, {torch.get_num_threads()} threads")
-    for column in ("way", "tokens/s", "to plain", "ms a pass"):
+def print_table(found: dict[str, Total], prompts: int, dtype: str) -> None:
+    table = Table(title=f"Greedy decoding of {prompts} prompts, {dtype}, {torch.get_num_threads()} threads")
+    for column in ("way", "tokens/s", "to plain", "tokens a pass", "ms a pass"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    plain = found["plain"][1] / found["plain"][0]
-    for name, (seconds, tokens, passes) in found.items():
-        speed = tokens / seconds
-        table.add_row(name, f"{speed:.0f}", f"{speed / plain:.2f}", f"{1000 * seconds / passes:.2f}")
+    plain = found[PLAIN].tokens / found[PLAIN].seconds
+    for name, total in found.items():
+        speed = total.tokens / total.seconds
+        passes = (f"{total.tokens / total.passes:.2f}", f"{1000 * total.seconds / total.passes:.2f}")
+        table.add_row(name, f"{speed:.0f}", f"{speed / plain:.2f}", *(passes if total.passes else ("", "")))
+    Console(width=100).print(table)
+
+
+def print_steps(found: dict[str, Total]) -> None:
+    table = Table(title="A step, in milliseconds (the prompt's pass among them)")
+    for column in ("way", "drafting", "base", "the rest", "bound", "reached"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    step = found[PLAIN].seconds / found[PLAIN].passes
+    plain = found[PLAIN].tokens / found[PLAIN].seconds
+    for name, total in found.items():
+        rest = total.seconds - total.base - total.drafting
+        cells = [f"{1000 * part / total.passes:.2f}" for part in (total.drafting, total.base, rest)]
+        bound = total.tokens / total.passes / (1 + total.drafting / total.passes / step)
+        reached = total.tokens / total.seconds / plain / bound
+        table.add_row(name, *cells, f"{bound:.2f}", f"{reached:.2f}")
     Console(width=100).print(table)
 
 
@@ -77,9 +178,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("models/base"))
     parser.add_argument("--drafter", type=Path, default=Path("models/drafters/medusa"))
+    parser.add_argument("--draft-model", type=Path)
     parser.add_argument("--data", type=Path, default=Path("data/prompts/test.jsonl"))
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--tree", default="4,3,12")
+    parser.add_argument("--dtype", default="float32")
     return parser.parse_args()
 
 

@@ -274,14 +274,15 @@ def generate(
     """Answers a prompt with the drafter, streaming, and says what was accepted."""
     from specdec.data.prompts import prompt_ids
     from specdec.decoding import Stop, steps
-    from specdec.drafters import Sampling, load_drafter
+    from specdec.drafters import Sampling
     from specdec.drafters.trees import parse_tree
+    from specdec.export import load_any
     from specdec.targets import Target
 
     shape = parse_tree(tree) if tree else None
     sampling = Sampling(temperature, top_k, top_p)
     target = Target.from_pretrained(base)
-    loaded = load_drafter(drafter, target)
+    loaded, _ = load_any(drafter, target)
     ids = prompt_ids(target.tokenizer, [{"role": "user", "content": prompt}])
     ends = Stop(target.stop_ids, tuple(stop or ()), target.tokenizer)
     made: list[int] = []
