@@ -300,6 +300,30 @@ def generate(
     print(f"\n\n{len(made)} tokens in {count} verification steps, acceptance length {length:.2f}", file=sys.stderr)
 
 
+@app.command()
+def certify(
+    base: Annotated[Path, typer.Option(help="The base's checkpoint folder.")] = Path("models/base"),
+    drafter: Annotated[Path, typer.Option(help="The drafter's folder.")] = Path("models/drafters/medusa"),
+    prompts: Annotated[Path, typer.Option(help='JSONL of {"messages"} or {"turns"}.')] = Path(
+        "data/prompts/test.jsonl"
+    ),
+    max_prompts: Annotated[int, typer.Option(min=1)] = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Of one answer.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Sampled for each way of drafting.")] = 4000,
+    dtype: Annotated[str, typer.Option(help="Of deployment: compared too, beside float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the certificate.")] = None,
+) -> None:
+    """Shows that the base answers with the drafter as it does without. Exit code 1 when it does not."""
+    from specdec.cli.certify import Request, certify_files
+
+    request = Request(base, drafter, prompts, max_prompts, max_new_tokens, tokens, seed, dtype, output)
+    made = certify_files(request, lambda line: print(line, file=sys.stderr, flush=True))
+    print(made.as_text(), end="")
+    if not made.passed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The entry point of the `specdec` command."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported, later

@@ -1,5 +1,7 @@
 """What a drafter is worth: acceptance, speedup, their intervals, and proof that the output did not change."""
 
+from specdec.evaluation.certificate import Certificate, certify
+from specdec.evaluation.check import Check
 from specdec.evaluation.comparison import Comparison, compare, paired_test
 from specdec.evaluation.measure import PromptMeasurement, Way, measure
 from specdec.evaluation.run import Evaluation, Plan, evaluate
@@ -8,12 +10,15 @@ from specdec.evaluation.summary import Bootstrap, summarize
 
 __all__ = [
     "Bootstrap",
+    "Certificate",
+    "Check",
     "Comparison",
     "Evaluation",
     "Interval",
     "Plan",
     "PromptMeasurement",
     "Way",
+    "certify",
     "compare",
     "difference_interval",
     "evaluate",

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def mutant(function: Any, right: str, wrong: str) -> Any:
-    """`function`, whose source says `wrong` where it said `right` (once)."""
+    """`function`, or a method as its class has it, whose source says `wrong` where it said `right` (once)."""
     source = inspect.getsource(function)
     assert source.count(right) == 1, f"{function.__name__} has {source.count(right)} times {right!r}"
     module = sys.modules[function.__module__]
