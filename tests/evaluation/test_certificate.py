@@ -60,7 +60,7 @@ def test_it_passes_for_every_method(target: Target, rounded: Target, method: str
     deployed = rounded, moved(rounded, method).to(torch.bfloat16)
     heard: list[str] = []
     made = certify(
-        target, moved(target, method), prompts(target), deployment=deployed, max_new_tokens=LIMIT, tokens=220,
+        target, moved(target, method), prompts(target, 2), deployment=deployed, max_new_tokens=LIMIT, tokens=220,
         say=heard.append,
     )  # fmt: skip
     assert made.passed, made.as_text()
@@ -158,7 +158,7 @@ def test_a_base_that_verifies_no_trees_is_certified_for_chains(
         raise ModelError("it does not keep to masks")
 
     monkeypatch.setattr(Target, "check_trees", refuse)
-    made = certify(target, moved(target, "eagle"), prompts(target), max_new_tokens=LIMIT, tokens=250, say=nothing)
+    made = certify(target, moved(target, "eagle"), prompts(target, 2), max_new_tokens=LIMIT, tokens=220, say=nothing)
     assert made.passed, made.as_text()
     assert made.as_dict()["drafts"] == "chains only: it does not keep to masks"
     assert not any("tree" in check.name for check in made.checks)

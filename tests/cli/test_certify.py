@@ -1,0 +1,95 @@
+"""`specdec certify`: the page and the exit code, the file, prompts of either kind, errors in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specdec.cli.app import main
+from specdec.cli.certify import read_prompts
+from specdec.drafters import Sampling
+from specdec.errors import DataError
+from specdec.evaluation import law
+from specdec.io import dump_line
+from specdec.targets import Target
+from tests.drafters.test_trees import moved
+
+ASKED = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture
+def files(target: Target, tmp_path: Path) -> Path:
+    moved(target, "medusa").save_pretrained(tmp_path / "drafter")
+    rows = [{"messages": [ASKED]}, {"turns": ["what is it?", "and then?"]}, {"messages": [ASKED] * 200}]
+    (tmp_path / "prompts.jsonl").write_text("".join(map(dump_line, rows)))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code. One rule on the toy vocabulary: the others take their time elsewhere."""
+    monkeypatch.setattr(law, "SAMPLINGS", (Sampling(1.3, top_k=2),))
+    monkeypatch.setattr("sys.argv", ["specdec", "certify", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_page_the_file_and_the_exit_code(
+    files: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [
+        "--base",
+        str(base_folder),
+        "--drafter",
+        str(files / "drafter"),
+        "--prompts",
+        str(files / "prompts.jsonl"),
+    ]
+    small = ["--max-new-tokens", "16", "--tokens", "240", "--output", str(files / "certificate.json")]
+    assert run(monkeypatch, *where, *small) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Losslessness certificate: PASSED\n")
+    assert "passed  bfloat16, static tree " in out
+    assert "passed: greedy, chain: " in err
+    written = json.loads((files / "certificate.json").read_text())
+    assert written["passed"] is True
+    assert (written["prompts"], written["skipped"], written["deployment"]) == (2, 1, "bfloat16")
+    few = ["--max-new-tokens", "16", "--tokens", "8", "--dtype", "float32", "--output", str(files / "few.json")]
+    assert run(monkeypatch, *where, *few) == 1
+    out, _ = capsys.readouterr()
+    assert out.startswith("Losslessness certificate: NOT PASSED\n")
+    assert "bfloat16" not in out
+    assert json.loads((files / "few.json").read_text())["passed"] is False
+    assert run(monkeypatch, *where, "--dtype", "int8") == 2
+    assert "specdec: error: --dtype is 'int8': choose one of float32, bfloat16, float16" in capsys.readouterr().err
+
+
+def test_prompts_of_either_kind(tmp_path: Path) -> None:
+    answered = [ASKED, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": [*answered, ASKED, answered[1]]}, {"turns": ["a", "b"]}, {"messages": [ASKED]}]
+    (tmp_path / "p.jsonl").write_text("".join(map(dump_line, rows)))
+    assert read_prompts(tmp_path / "p.jsonl", 2) == [[*answered, ASKED], [{"role": "user", "content": "a"}]]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"messages": "hi"}', r'p\.jsonl:2: a row needs "messages"'),
+        ('{"turns": []}', r'p\.jsonl:2: a row needs "messages"'),
+        ('{"turns": [3]}', r'p\.jsonl:2: a row needs "messages"'),
+        ("[1]", r'p\.jsonl:2: a row needs "messages"'),
+        ('{"messages": []}', r"p\.jsonl:2: no message is the user's"),
+        ('{"messages"', r"p\.jsonl:2 is no JSONL that can be read"),
+    ],
+)
+def test_rows_that_are_no_prompts(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"turns": ["a"]}\n' + line + "\n")
+    with pytest.raises(DataError, match=told):
+        read_prompts(tmp_path / "p.jsonl", 5)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="name a JSONL file with --prompts"):
+        read_prompts(tmp_path / "p.jsonl", 5)
+    with pytest.raises(DataError, match="is no JSONL that can be read"):
+        read_prompts(tmp_path, 5)
