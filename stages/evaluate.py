@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from specdec.config import Evaluate, load_params
-from specdec.drafters import load_drafter
+from specdec.data.prompts import prompt_ids
+from specdec.drafters import Drafter, load_drafter
 from specdec.drafters.trees import parse_tree
-from specdec.evaluation import Bootstrap, Plan, evaluate
+from specdec.evaluation import Bootstrap, Certificate, Plan, certify, evaluate
 from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json
 from specdec.report import Report, environment_facts, examples, write_evaluation
 from specdec.targets import Target
@@ -25,11 +26,12 @@ def main() -> None:
     params = load_params()
     name = drafter_name(params)
     settings = params.evaluate
-    target = Target.from_pretrained("models/base", dtype=settings.dtype)
-    drafter = load_drafter(Path("models/drafters") / name, target)
     rows = list(read_jsonl(TEST))
+    certificate = _certificate(settings, name, rows)
+    target, drafter = _load(name, settings.dtype)
     evaluation = evaluate(target, drafter, rows, _plan(settings), say, list(read_jsonl(VALIDATION)))
     figures = evaluation.main_figures(settings.confidence) | {
+        "certificate": certificate.passed,
         "test_prompts": sha256_file(TEST),
         "dtype": settings.dtype,
     }
@@ -40,9 +42,11 @@ def main() -> None:
         _facts(target, figures),
         examples(evaluation.prompts, rows, target.tokenizer, 4),
         evaluation.all_figures(),
+        certificate.as_text(),
     )
     with replacing_dir(Path("reports") / name) as folder:
         write_evaluation(report, evaluation, folder)
+        write_json(folder / "certificate.json", certificate.as_dict())
         configs = evaluation.speculative_configs(drafter.method, f"models/drafters/{name}")
         write_json(folder / "speculative_config.json", configs)
     with drafter_run(name, params, _run_id(name)) as tracked:
@@ -53,8 +57,30 @@ def main() -> None:
     length, speedup = figures["acceptance_length"], figures["speedup"]
     say(
         f"acceptance length {length['value']:.3f}, speedup {speedup['value']:.2f}, "
-        f"{'lossless' if figures['lossless'] else 'NOT LOSSLESS'} on {figures['prompts']} prompts"
+        f"{'lossless' if figures['lossless'] else 'NOT LOSSLESS'} on {figures['prompts']} prompts, "
+        f"certificate {'passed' if certificate.passed else 'NOT PASSED'}"
     )
+
+
+def _certificate(settings: Evaluate, name: str, rows: list[dict[str, Any]]) -> Certificate:
+    wanted = settings.certificate
+    target, drafter = _load(name, "float32")
+    prompts = [prompt_ids(target.tokenizer, row["messages"]) for row in rows[: wanted.prompts]]
+    return certify(
+        target,
+        drafter,
+        prompts,
+        deployment=_load(name, wanted.deployment) if wanted.deployment else None,
+        max_new_tokens=wanted.max_new_tokens,
+        tokens=wanted.sampled_tokens,
+        seed=settings.seed,
+        say=say,
+    )
+
+
+def _load(name: str, dtype: str) -> tuple[Target, Drafter]:
+    target = Target.from_pretrained("models/base", dtype=dtype)
+    return target, load_drafter(Path("models/drafters") / name, target)
 
 
 def _plan(settings: Evaluate) -> Plan:

@@ -344,6 +344,15 @@ DRAFTER_SECTIONS: dict[str, type[Section]] = {
 DrafterSettings = Annotated[MedusaSettings | EagleSettings | Eagle3Settings, Field(discriminator="method")]
 
 
+class CertificateSettings(Section):
+    """The losslessness certificate that is made with every evaluation."""
+
+    prompts: Positive = Field(description="of the held-out ones")
+    max_new_tokens: int = Field(ge=2)
+    sampled_tokens: Positive = Field(description="for each way of drafting")
+    deployment: DType | None = Field(description="data type in which greedy answers are compared too; null: none")
+
+
 class Evaluate(Section):
     """What is measured on the held-out prompts."""
 
@@ -353,6 +362,7 @@ class Evaluate(Section):
     draft_lengths: list[Positive] = Field(description="chains beside the drafter's own draft_tokens")
     trees: list[str] = Field(description="dynamic draft trees, each as DEPTH,WIDTH,NODES")
     static_nodes: list[Positive] = Field(description="static draft trees of so many nodes, searched on validation")
+    certificate: CertificateSettings
     repeats: Positive = Field(description="timed passes over the prompts, base and drafter interleaved")
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: float = Field(gt=0.5, lt=1)

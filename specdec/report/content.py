@@ -28,7 +28,7 @@ class Report:
     """drafter: its name. figures: `metrics/evaluate/D.json`. curves: metric -> (step, value) while training.
 
     facts: label -> value, what was measured on what. examples: answers with the drafter's tokens marked. ways:
-    `ways.json`, each way to decode with its figures.
+    `ways.json`, each way to decode with its figures. certificate: its text, where one was made.
     """
 
     drafter: str
@@ -37,6 +37,7 @@ class Report:
     facts: dict[str, str]
     examples: list[Example]
     ways: dict[str, Any]
+    certificate: str | None = None
 
 
 def environment_facts(target: Target) -> dict[str, str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # it brings torch, which no page needs
 def write_evaluation(report: Report, evaluation: Evaluation, folder: Path) -> None:
     """Everything that an evaluation leaves behind: the pages, `figures.json`, `ways.json`, `prompts.jsonl`."""
     write_report(report, folder)
+    if report.certificate:
+        write_text(folder / "certificate.txt", report.certificate)
     write_json(folder / "figures.json", report.figures)
     write_json(folder / "ways.json", report.ways)
     rows = ({"way": way} | asdict(p) for way, prompts in evaluation.measured.items() for p in prompts)

@@ -24,6 +24,7 @@ def version_tags(
         "specdec.method": str(provenance.get("method", "unknown")),
         "specdec.data": _text(provenance.get("data")),
         "specdec.lossless": str(figures.lossless).lower(),
+        "specdec.certificate": "passed" if figures.certificate else "not passed",
         "specdec.conditions": figures.conditions,
         "specdec.checkpoint": "artifacts/drafter",
     }
@@ -47,6 +48,7 @@ Method `{tags["specdec.method"]}`. Measured on held-out prompts, with confidence
 | acceptance length (tokens per step of the base) | {figures.acceptance_length} |
 | speedup over plain decoding | {figures.speedup} |
 | greedy output | {lossless} |
+| losslessness certificate | {"passed" if figures.certificate else "NOT PASSED"} |
 
 Load it: `mlflow.pyfunc.load_model("models:/{model}@champion").predict(["..."])`.
 Serve it: `artifacts/drafter` is the checkpoint that vLLM loads.

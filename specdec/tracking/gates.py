@@ -29,7 +29,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the evaluation measured. acceptance_length: tokens a step. speedup: times plain decoding.
+    """What the evaluation measured. acceptance_length: tokens a step. speedup: times plain decoding. certificate:
+    of losslessness, passed.
 
     conditions: hash of the test prompts, the base and the settings of the evaluation; only figures with the
     same one can be compared.
@@ -38,6 +39,7 @@ class Figures:
     acceptance_length: Interval
     speedup: Interval
     lossless: bool
+    certificate: bool
     conditions: str
 
     @classmethod
@@ -48,6 +50,7 @@ class Figures:
                 Interval.parse(metrics["acceptance_length"]),
                 Interval.parse(metrics["speedup"]),
                 bool(metrics["lossless"]),
+                bool(metrics["certificate"]),
                 conditions,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -119,6 +122,7 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
     figures = candidate.figures
     gates = [
         Gate("lossless", figures.lossless, True, figures.lossless),
+        Gate("certificate", figures.certificate, True, figures.certificate),
         _floor("acceptance_length", figures.acceptance_length.low, settings.min_acceptance_length),
         _floor("speedup", figures.speedup.low, settings.min_speedup),
     ]

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from specdec.cli.app import main
-from specdec.cli.certify import read_prompts
 from specdec.drafters import Sampling
-from specdec.errors import DataError
 from specdec.evaluation import law
 from specdec.io import dump_line
 from specdec.targets import Target
@@ -20,7 +18,7 @@ ASKED = {"role": "user", "content": "hi"}
 @pytest.fixture
 def files(target: Target, tmp_path: Path) -> Path:
     moved(target, "medusa").save_pretrained(tmp_path / "drafter")
-    rows = [{"messages": [ASKED]}, {"turns": ["what is it?", "and then?"]}, {"messages": [ASKED] * 200}]
+    rows = [{"messages": [ASKED]}, {"turns": ["what is it?", "and then?"]}, {"prompt": "long " * 99}]
     (tmp_path / "prompts.jsonl").write_text("".join(map(dump_line, rows)))
     return tmp_path
 
@@ -60,36 +58,7 @@ def test_the_page_the_file_and_the_exit_code(
     assert out.startswith("Losslessness certificate: NOT PASSED\n")
     assert "bfloat16" not in out
     assert json.loads((files / "few.json").read_text())["passed"] is False
+    assert run(monkeypatch, *where, "--prompts", "none.jsonl") == 2
+    assert "specdec: error: there is no file of prompts none.jsonl" in capsys.readouterr().err
     assert run(monkeypatch, *where, "--dtype", "int8") == 2
     assert "specdec: error: --dtype is 'int8': choose one of float32, bfloat16, float16" in capsys.readouterr().err
-
-
-def test_prompts_of_either_kind(tmp_path: Path) -> None:
-    answered = [ASKED, {"role": "assistant", "content": "yes"}]
-    rows = [{"messages": [*answered, ASKED, answered[1]]}, {"turns": ["a", "b"]}, {"messages": [ASKED]}]
-    (tmp_path / "p.jsonl").write_text("".join(map(dump_line, rows)))
-    assert read_prompts(tmp_path / "p.jsonl", 2) == [[*answered, ASKED], [{"role": "user", "content": "a"}]]
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ('{"messages": "hi"}', r'p\.jsonl:2: a row needs "messages"'),
-        ('{"turns": []}', r'p\.jsonl:2: a row needs "messages"'),
-        ('{"turns": [3]}', r'p\.jsonl:2: a row needs "messages"'),
-        ("[1]", r'p\.jsonl:2: a row needs "messages"'),
-        ('{"messages": []}', r"p\.jsonl:2: no message is the user's"),
-        ('{"messages"', r"p\.jsonl:2 is no JSONL that can be read"),
-    ],
-)
-def test_rows_that_are_no_prompts(tmp_path: Path, line: str, told: str) -> None:
-    (tmp_path / "p.jsonl").write_text('{"turns": ["a"]}\n' + line + "\n")
-    with pytest.raises(DataError, match=told):
-        read_prompts(tmp_path / "p.jsonl", 5)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name a JSONL file with --prompts"):
-        read_prompts(tmp_path / "p.jsonl", 5)
-    with pytest.raises(DataError, match="is no JSONL that can be read"):
-        read_prompts(tmp_path, 5)

@@ -65,6 +65,10 @@ def test_every_stage_did_its_work(project: Project) -> None:
     for drafter in ("medusa", "wide"):
         figures = load(project, f"metrics/evaluate/{drafter}.json")
         assert figures["lossless"] is True
+        assert figures["certificate"] is True
+        certificate = load(project, f"reports/{drafter}/certificate.json")
+        assert certificate["passed"] is True
+        assert certificate["deployment"] == "bfloat16"
         assert figures["prompts"] == 6
         assert (project.root / "reports" / drafter / "report.html").stat().st_size > 20_000
         assert load(project, f"models/drafters/{drafter}/config.json")["architectures"] == ["MedusaModel"]

@@ -23,6 +23,7 @@ def candidate(
     length: float = 1.8,
     speedup: float = 1.3,
     lossless: bool = True,
+    certificate: bool = True,
     conditions: str = "same",
     identity: str | None = None,
 ) -> Candidate:
@@ -30,7 +31,7 @@ def candidate(
         drafter,
         version,
         identity or f"bytes of {version}",
-        Figures(around(length), around(speedup), lossless, conditions),
+        Figures(around(length), around(speedup), lossless, certificate, conditions),
     )
 
 
@@ -49,6 +50,7 @@ TABLE: list[tuple[Candidate, Champion | None, bool, str]] = [
     (candidate(speedup=1.15), champion(version="5"), True, "is the champion, and passes"),
     (candidate(speedup=1.15, identity="bytes of 4"), champion(), True, "the drafter of version 4, packed in another"),
     (candidate(lossless=False), None, False, "lossless false (missed true)"),
+    (candidate(certificate=False), None, False, "certificate false (missed true)"),
     (candidate(length=1.25), None, False, "acceptance_length 1.150 (missed 1.200)"),
     (candidate(speedup=1.05), None, False, "speedup 0.950 (missed 1.000)"),
     (candidate(speedup=1.1), None, True, "the first champion"),  # the lower end just reaches it
@@ -87,7 +89,7 @@ def test_who_comes_first_does_not_depend_on_who_came_earlier(a: float, b: float,
 
 def test_a_gate_is_recorded_with_its_figures() -> None:
     gates = {g.gate: g for g in check(candidate(), EASY, champion())}
-    assert set(gates) == {"lossless", "acceptance_length", "speedup", "better_than_champion"}
+    assert set(gates) == {"lossless", "certificate", "acceptance_length", "speedup", "better_than_champion"}
     assert gates["speedup"].value == pytest.approx(1.2)
     assert gates["speedup"].needed == 1.0
     assert decide([candidate()], EASY, None)[0].record()["gates"][0] == {
