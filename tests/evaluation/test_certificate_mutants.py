@@ -166,6 +166,7 @@ def test_the_whole_certificate_of_a_mutant(
     real: Subject, target: Target, monkeypatch: pytest.MonkeyPatch, wrong: Mutant
 ) -> None:
     wrong.put_in(monkeypatch)
+    monkeypatch.setattr(law, "SAMPLINGS", (Sampling(1.0, top_k=2),))
     made = certify(target, real.drafter, prompts(target), max_new_tokens=LIMIT, tokens=4000, say=print)
     failed = {check.name for check in made.checks if not check.passed}
     print(wrong, "->", sorted(failed))
