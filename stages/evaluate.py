@@ -92,6 +92,7 @@ def _plan(settings: Evaluate) -> Plan:
         tuple(settings.draft_lengths),
         tuple(map(parse_tree, settings.trees)),
         tuple(settings.static_nodes),
+        settings.ways_prompts,
     )
 
 

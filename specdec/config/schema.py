@@ -362,6 +362,7 @@ class Evaluate(Section):
     draft_lengths: list[Positive] = Field(description="chains beside the drafter's own draft_tokens")
     trees: list[str] = Field(description="dynamic draft trees, each as DEPTH,WIDTH,NODES")
     static_nodes: list[Positive] = Field(description="static draft trees of so many nodes, searched on validation")
+    ways_prompts: Positive | None = Field(description="held-out prompts for these; null: all of them")
     certificate: CertificateSettings
     repeats: Positive = Field(description="timed passes over the prompts, base and drafter interleaved")
     bootstrap_samples: Annotated[int, Field(ge=100)]

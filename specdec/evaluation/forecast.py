@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from specdec.drafters import Drafter, Medusa, StaticTree
-from specdec.evaluation.measure import EvaluationPrompt, Measurements, Way
+from specdec.evaluation.measure import Measurements, Way
 from specdec.evaluation.prediction import (
     Setting,
     StepTimes,
@@ -32,7 +32,6 @@ NODES = (4, 8, 16, 32)  # of the static trees that are predicted
 def forecast(
     target: Target,
     drafter: Drafter,
-    prompts: list[EvaluationPrompt],
     rates: Rates,
     ways: list[Way],
     statics: dict[str, StaticTree],

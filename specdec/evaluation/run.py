@@ -24,7 +24,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Plan:
     """What is measured. temperatures: 0 is always among them. draft_lengths: chains beside the drafter's own; trees:
-    dynamic ones; static_nodes: budgets of static trees, which are searched from the drafter's ranks."""
+    dynamic ones; static_nodes: budgets of static trees, which are searched from the drafter's ranks. ways_prompts: on
+    how many of the prompts these are measured; None: all."""
 
     max_new_tokens: int
     repeats: int
@@ -33,18 +34,20 @@ class Plan:
     draft_lengths: tuple[int, ...] = ()
     trees: tuple[Tree, ...] = ()
     static_nodes: tuple[int, ...] = ()
+    ways_prompts: int | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """main: the way that is reported first: greedy, the drafter's own chain. figures[name]: see `summarize`.
 
+    measured: the main way, no drafter and prompt lookup on all prompts. others: the further ways, on their prompts.
     static_trees: by the way's name. notes: what was not measured, and why.
     """
 
     main: str
-    ways: list[Way]
     measured: Measurements
+    others: Measurements
     figures: dict[str, dict[str, Any]]
     static_trees: dict[str, StaticTree]
     rates: Rates | None
@@ -72,7 +75,7 @@ class Evaluation:
     def speculative_configs(self, method: str, folder: str) -> dict[str, dict[str, Any] | None]:
         """By the number of sequences at once: vLLM's `--speculative-config` with the chain that is predicted to be
         fastest, None where no drafter is. Without a forecast: the drafter's own chain, for one sequence."""
-        lengths = {"1": next(way.longest for way in self.ways if way.name == self.main)}
+        lengths = {"1": len(self.figures[self.main]["position_rates"])}
         if self.forecast:
             lengths = {size: best["setting"]["tokens"] for size, best in self.forecast["best_chain"].items()}
         return {
@@ -108,25 +111,44 @@ def evaluate(
     prompts, skipped = encode(target, rows, plan.max_new_tokens, say)
     notes: list[str] = []
     statics, rates = _static_trees(target, drafter, prompts, calibration, plan, notes, say)
-    ways = _ways(target, drafter, plan, statics, notes)
-    measured = measure(target, ways, prompts, plan.max_new_tokens, plan.repeats, plan.bootstrap.seed, say)
-    main = _chain_name(drafter.draft_tokens)
+    own = Way(_chain_name(drafter.draft_tokens), drafter, drafter.draft_tokens)
+    first = [Way(_plain_name(0.0)), own, Way(LOOKUP, PromptLookup())]
+    measured = _measured(target, first, prompts, plan, say)
+    figures = _figures(first, measured, own.name, plan.bootstrap)
+    further = _further_ways(target, drafter, plan, statics, notes)
+    others: Measurements = {}
+    if further:
+        some = prompts[: plan.ways_prompts]
+        if len(some) < len(prompts):
+            notes.append(f"ways other than {own.name} and {LOOKUP} were measured on the first {len(some)} prompts")
+        again = [*first[:2], *further]
+        others = _measured(target, again, some, plan, say)
+        found = _figures(again, others, own.name, plan.bootstrap)
+        figures |= {name: figure for name, figure in found.items() if name != own.name}
+    said = None
+    if rates is not None:
+        said = forecast(target, drafter, rates, [*first, *further], statics, measured, figures, say)
+    others = {way.name: others[way.name] for way in further}
+    return Evaluation(own.name, measured, others, figures, statics, rates, skipped, said, notes)
+
+
+def _measured(target: Target, ways: list[Way], prompts: list[EvaluationPrompt], plan: Plan, say: Say) -> Measurements:
+    return measure(target, ways, prompts, plan.max_new_tokens, plan.repeats, plan.bootstrap.seed, say)
+
+
+def _figures(ways: list[Way], measured: Measurements, main: str, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+    """Of every way with a drafter; greedy ones are compared with the main one on the same prompts."""
     figures = {}
     for way in ways:
         if way.drafter is None:
             continue
-        plain = measured[_plain_name(way.sampling.temperature)]
-        figures[way.name] = summarize(way, measured[way.name], plain, plan.bootstrap)
+        ours = measured[way.name]
+        found = summarize(way, ours, measured[_plain_name(way.sampling.temperature)], bootstrap)
         if way.name != main and way.sampling.greedy:
-            ours, theirs = acceptance_pair(measured[way.name]), acceptance_pair(measured[main])
-            shared = plan.bootstrap
-            figures[way.name]["to_main"] = compare(
-                ours, theirs, shared.samples, shared.confidence, shared.seed
-            ).as_dict()
-    said = None
-    if rates is not None:
-        said = forecast(target, drafter, prompts, rates, ways, statics, measured, figures, say)
-    return Evaluation(main, ways, measured, figures, statics, rates, skipped, said, notes)
+            pairs = acceptance_pair(ours), acceptance_pair(measured[main])
+            found["to_main"] = compare(*pairs, bootstrap.samples, bootstrap.confidence, bootstrap.seed).as_dict()
+        figures[way.name] = found
+    return figures
 
 
 def _static_trees(
@@ -151,21 +173,11 @@ def _static_trees(
     return {f"static tree of {n}": search_tree(rates, n) for n in plan.static_nodes}, rates
 
 
-def _ways(
+def _further_ways(
     target: Target, drafter: Drafter, plan: Plan, statics: dict[str, StaticTree], notes: list[str]
 ) -> list[Way]:
     own = drafter.draft_tokens
     ways: list[Way] = []
-    for temperature in dict.fromkeys((0.0, *plan.temperatures)):
-        sampling = Sampling(temperature)
-        ways += [
-            Way(_plain_name(temperature), sampling=sampling),
-            Way(_chain_name(own, temperature), drafter, own, sampling=sampling),
-        ]
-        if temperature:
-            name = f"{_chain_name(own, temperature)}, sampled drafts"
-            ways.append(Way(name, drafter, own, sampling=sampling, sample_drafts=True))
-    ways.append(Way(LOOKUP, PromptLookup()))
     for length in dict.fromkeys(plan.draft_lengths):
         if isinstance(drafter, Medusa) and length > drafter.num_heads:
             notes.append(f"a chain of {length} was not measured: the drafter has {drafter.num_heads} heads")
@@ -173,7 +185,17 @@ def _ways(
             ways.append(Way(_chain_name(length), drafter, length))
     if plan.trees and _grows_trees(target, notes):
         ways += [Way(f"tree {tree}", drafter, tree=tree) for tree in plan.trees]
-    return ways + [Way(name, drafter, tree=tree) for name, tree in statics.items()]
+    ways += [Way(name, drafter, tree=tree) for name, tree in statics.items()]
+    for temperature in dict.fromkeys(plan.temperatures):
+        if temperature == 0:
+            continue
+        sampling, name = Sampling(temperature), _chain_name(own, temperature)
+        ways += [
+            Way(_plain_name(temperature), sampling=sampling),
+            Way(name, drafter, own, sampling=sampling),
+            Way(f"{name}, sampled drafts", drafter, own, sampling=sampling, sample_drafts=True),
+        ]
+    return ways
 
 
 def _grows_trees(target: Target, notes: list[str]) -> bool:

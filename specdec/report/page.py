@@ -25,7 +25,8 @@ def write_evaluation(report: Report, evaluation: Evaluation, folder: Path) -> No
         write_text(folder / "certificate.txt", report.certificate)
     write_json(folder / "figures.json", report.figures)
     write_json(folder / "ways.json", report.ways)
-    rows = ({"way": way} | asdict(p) for way, prompts in evaluation.measured.items() for p in prompts)
+    measured = evaluation.measured | evaluation.others
+    rows = ({"way": way} | asdict(p) for way, prompts in measured.items() for p in prompts)
     write_jsonl(folder / "prompts.jsonl", rows)
 
 

@@ -14,7 +14,7 @@ from tests.evaluation.test_measure import ROWS, row
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 
 SMALL = Bootstrap(100, 0.9, 0)
-PLAN = Plan(10, 1, SMALL, (1.0,), (1, 3, 5), (Tree(2, 2, 4),), (4,))
+PLAN = Plan(10, 1, SMALL, (1.0,), (1, 3, 5), (Tree(2, 2, 4),), (4,), 2)
 
 
 @pytest.fixture(params=[medusa_settings, eagle_settings, eagle3_settings], ids=["medusa", "eagle", "eagle3"])
@@ -37,10 +37,14 @@ def test_every_way(target: Target, drafter: Drafter) -> None:
         "static tree of 4",
     }
     assert set(found.figures) == wanted
-    assert set(found.measured) == wanted | {"no drafter", "no drafter, temperature 1"}
-    assert [len(prompts) for prompts in found.measured.values()] == [3] * len(found.measured)
-    if medusa:
-        assert found.notes == [f"a chain of {n} was not measured: the drafter has 2 heads" for n in (3, 5)]
+    first = {found.main, "no drafter", "prompt lookup"}
+    assert set(found.measured) == first
+    assert set(found.others) == wanted - first | {"no drafter, temperature 1"}
+    assert [len(prompts) for prompts in found.measured.values()] == [3] * 3
+    assert {len(prompts) for prompts in found.others.values()} == {2}
+    on_some = f"ways other than {found.main} and prompt lookup were measured on the first 2 prompts"
+    short = [f"a chain of {n} was not measured: the drafter has 2 heads" for n in (3, 5) if medusa]
+    assert found.notes == [*short, on_some]
     greedy = [name for name in wanted if "temperature" not in name and name != found.main]
     assert {name for name, figures in found.figures.items() if "to_main" in figures} == set(greedy)
     assert found.forecast is not None

@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
         "draft_lengths": [1],
         "trees": ["2,2,4"],
         "static_nodes": [4],
+        "ways_prompts": 3,
         "certificate": {"prompts": 3, "max_new_tokens": 16, "sampled_tokens": 240, "deployment": "bfloat16"},
         "repeats": 1,
         "bootstrap_samples": 100,
