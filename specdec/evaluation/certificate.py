@@ -7,7 +7,7 @@
     (e) greedy    once more in the data type of deployment, where ties are told from failures
 
 (b) to (d) run with the drafter and with one that is often right and often wrong (`specdec.evaluation.near`), as
-chains, dynamic and static trees. docs/drafters.md, "Why it is lossless", has the argument.
+chains, dynamic and static trees. docs/evaluation.md says how.
 """
 
 import platform
