@@ -25,7 +25,7 @@ def files(target: Target, tmp_path: Path) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code. One rule on the toy vocabulary: the others take their time elsewhere."""
-    monkeypatch.setattr(law, "SAMPLINGS", (Sampling(1.3, top_k=2),))
+    monkeypatch.setattr(law, "SAMPLINGS", (Sampling(0.7, top_k=1),))
     monkeypatch.setattr("sys.argv", ["specdec", "certify", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -52,7 +52,7 @@ def test_the_page_the_file_and_the_exit_code(
     written = json.loads((files / "certificate.json").read_text())
     assert written["passed"] is True
     assert (written["prompts"], written["skipped"], written["deployment"]) == (2, 1, "bfloat16")
-    few = ["--max-new-tokens", "16", "--tokens", "8", "--dtype", "float32", "--output", str(files / "few.json")]
+    few = ["--max-new-tokens", "4", "--tokens", "8", "--dtype", "float32", "--output", str(files / "few.json")]
     assert run(monkeypatch, *where, *few) == 1
     out, _ = capsys.readouterr()
     assert out.startswith("Losslessness certificate: NOT PASSED\n")

@@ -27,7 +27,7 @@ from tests.targets.families import FAMILIES, write_family
 from tests.tiny import write_base
 
 METHODS = ("medusa", "eagle", "eagle3")
-RULE = Sampling(1.3, top_k=2)
+RULE = Sampling(0.7, top_k=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
