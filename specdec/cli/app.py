@@ -267,9 +267,6 @@ def generate(
     tree: Annotated[
         str | None, typer.Option(help="Draft trees: DEPTH,WIDTH,NODES, as 5,4,20. Otherwise chains.")
     ] = None,
-    sample_drafts: Annotated[
-        bool, typer.Option("--sample-drafts", help="The drafter samples, too. The output keeps its law.")
-    ] = False,
 ) -> None:
     """Answers a prompt with the drafter, streaming, and says what was accepted."""
     from specdec.data.prompts import prompt_ids
@@ -287,9 +284,7 @@ def generate(
     ends = Stop(target.stop_ids, tuple(stop or ()), target.tokenizer)
     made: list[int] = []
     shown, accepted, count = "", 0, -1  # the first step reads the prompt and drafts nothing
-    for step in steps(
-        target, loaded, ids, max_new_tokens, sampling, seed=seed, tree=shape, sample_drafts=sample_drafts, stop=ends
-    ):
+    for step in steps(target, loaded, ids, max_new_tokens, sampling, seed=seed, tree=shape, stop=ends):
         made += step.token_ids
         text = target.tokenizer.decode(made, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # else a character is not whole yet

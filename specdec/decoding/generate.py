@@ -83,7 +83,7 @@ def steps(
     *,
     seed: int | None = None,
     tree: Shape | None = None,
-    sample_drafts: bool = False,
+    sample_drafts: bool | None = None,
     typical: Typical | None = None,
     stop: Stop | None = None,
     cache: DynamicCache | None = None,
@@ -91,8 +91,9 @@ def steps(
     """The generation, step by step, for streaming.
 
     drafter: None for plain decoding. seed: of the sampling; None takes a random one. tree: the form of a draft
-    tree; None: chains of the drafter's `draft_tokens`. sample_drafts: the drafter draws its tokens as the base does,
-    instead of proposing the most probable ones; the output has the same law. typical: the lossy rule of that name.
+    tree; None: chains of the drafter's `draft_tokens`. sample_drafts: whether the drafter draws its tokens, as the
+    base does, instead of proposing the most probable ones (the output has the same law, and more is accepted); None:
+    wherever the base samples and the tree is no dynamic one. typical: the lossy rule of that name.
     stop: ends the generation early; None: behind a stop token of the base. cache: an empty one of
     `target.new_cache()`, for those who look at it afterwards: it holds the context but for its last token or two.
     Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ConfigError
@@ -110,6 +111,8 @@ def steps(
     if drafter and tree:
         target.check_trees()
     generator = _generator(target, seed)
+    if sample_drafts is None:
+        sample_drafts = not (isinstance(tree, Tree) or typical)
     draw = Draw(sampling, generator) if sample_drafts and not sampling.greedy else None
     verifier = Verifier(sampling, generator, typical)
     limit = min(max_new_tokens, room)

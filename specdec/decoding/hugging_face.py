@@ -32,7 +32,7 @@ _KNOWN_ENDS = (MaxLengthCriteria, EosTokenCriteria)
 
 
 def custom_generate(
-    drafter: Drafter, tree: Shape | None = None, sample_drafts: bool = False, streamer: Any = None
+    drafter: Drafter, tree: Shape | None = None, sample_drafts: bool | None = None, streamer: Any = None
 ) -> Callable[..., Tensor]:
     """The `custom_generate` of `model.generate`, for one sequence. tree, sample_drafts: see `steps`.
 

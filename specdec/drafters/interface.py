@@ -133,7 +133,7 @@ class Proposer(Protocol):
         """Reads what `state` observed (one token at least) and proposes a path of `budget` tokens at most.
 
         tree: its form; None: a chain, as long as the budget and the drafter allow. draw: how tokens are drawn; None:
-        the most probable ones.
+        the most probable ones. A drafter that cannot draw proposes what it has, without laws.
         """
 
 

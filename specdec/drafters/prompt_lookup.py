@@ -47,10 +47,8 @@ class PromptLookup:
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
-        if tree or draw:
-            raise ConfigError(
-                "prompt lookup proposes a chain of tokens that were said: it grows no tree and draws none"
-            )
+        if tree:
+            raise ConfigError("prompt lookup proposes a chain of what was said: it grows no tree")
         assert state.token_ids is not None
         assert state.start is not None
         if state.cache is None:

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from specdec.drafters import Drafter, Medusa, StaticTree
-from specdec.evaluation.measure import Measurements, Way
+from specdec.evaluation.measure import Measurements, PromptMeasurement, Way
 from specdec.evaluation.prediction import (
     Setting,
     StepTimes,
@@ -39,7 +39,8 @@ def forecast(
     figures: dict[str, dict[str, Any]],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """rates[depth, rank]: see `rank_rates`. Chains are predicted as long as the rates are deep.
+    """rates[depth, rank]: see `rank_rates`. Chains are predicted as long as the rates are deep. ways: no drafter and
+    the main way in front.
 
     -> step times, every setting at every batch size, the best one for each, and the distance from what was measured.
     """
@@ -49,8 +50,8 @@ def forecast(
     context = max(1, min(context, target.max_positions - max(TOKENS[-1], 2 * longest)))
     say(f"timing steps behind {context} tokens")
     times = measure_step_times(target, drafter, context, longest, TOKENS, BATCH_SIZES)
-    main = next(way for way in ways if way.drafter is drafter)
-    times = StepTimes(times.base, times.draft, times.context, _overhead(times, main, measured))
+    plain, main = ways[:2]
+    times = StepTimes(times.base, times.draft, times.context, _overhead(times, main, plain, measured))
     table = rates.tolist()
     chains = [chain(length) for length in range(1, longest + 1)]
     every = [*chains, *(static_tree(f"static tree of {n}", search_tree(rates, n).paths) for n in NODES)]
@@ -69,12 +70,21 @@ def _best(times: StepTimes, rates: list[list[float]], settings: list[Setting]) -
     return {str(n): best.as_dict() for n, best in best_settings(times, rates, settings, BATCH_SIZES).items()}
 
 
-def _overhead(times: StepTimes, main: Way, measured: Measurements) -> float:
-    """Of a step with the drafter: what the main way took beyond drafting and the base's pass."""
-    stepping = sum(sum(p.seconds) - sum(p.first_token_seconds) for p in measured[main.name])
-    steps = sum(p.steps * len(p.seconds) for p in measured[main.name])
-    length = min(main.longest, max(times.draft))
-    return overhead_of(stepping / max(1, steps), times, chain(length)) if steps else 0.0
+def _overhead(times: StepTimes, main: Way, plain: Way, measured: Measurements) -> float:
+    """Of a step with the drafter: what the main way took beyond drafting and the base's pass.
+
+    By its ratio to plain steps, which were measured beside it: steps were timed at another moment of the machine.
+    """
+    ours, theirs = (_step_seconds(measured[way.name]) for way in (main, plain))
+    if not ours or not theirs:
+        return 0.0
+    return overhead_of(ours / theirs * times.base_seconds(1, 1), times, chain(min(main.longest, max(times.draft))))
+
+
+def _step_seconds(prompts: list[PromptMeasurement]) -> float:
+    """Of one step behind the prompt's; 0 when there was none."""
+    stepping = sum(sum(p.seconds) - sum(p.first_token_seconds) for p in prompts)
+    return stepping / max(1, sum(p.steps * len(p.seconds) for p in prompts))
 
 
 def _setting(way: Way, longest: int, statics: dict[str, StaticTree]) -> tuple[str, Setting] | None:

@@ -29,7 +29,7 @@ class Way:
     draft_tokens: int | None = None
     tree: Shape | None = None
     sampling: Sampling = GREEDY
-    sample_drafts: bool = False
+    sample_drafts: bool | None = None
 
     @property
     def longest(self) -> int:

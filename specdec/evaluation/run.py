@@ -189,11 +189,10 @@ def _further_ways(
     for temperature in dict.fromkeys(plan.temperatures):
         if temperature == 0:
             continue
-        sampling, name = Sampling(temperature), _chain_name(own, temperature)
+        sampling = Sampling(temperature)
         ways += [
             Way(_plain_name(temperature), sampling=sampling),
-            Way(name, drafter, own, sampling=sampling),
-            Way(f"{name}, sampled drafts", drafter, own, sampling=sampling, sample_drafts=True),
+            Way(_chain_name(own, temperature), drafter, own, sampling=sampling),
         ]
     return ways
 

@@ -82,7 +82,7 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         "tree 2,2,3 ",
         "static tree of 3 ",
         "prompt lookup ",
-        "sampled drafts",
+        "temperature 1",
     ):
         assert word in out
     assert "2 prompts; greedy output equal to plain decoding, token for token" in out

@@ -1,5 +1,7 @@
 """Sampling with a drafter has the base's own law (enumerated in tests/evaluation/test_law.py), on a real model."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from scipy.stats import chisquare
 
 from specdec.decoding import generate
 from specdec.decoding.verify import Typical, Verifier, accepted_path, likely_enough
-from specdec.drafters import Proposal, Sampling
+from specdec.drafters import Proposal, Sampling, StaticTree, Tree, new_drafter
 from specdec.errors import ConfigError
 from specdec.targets import Target
 from tests.decoding.oracle import Oracle
+from tests.settings import medusa_settings
 
 
 def draft(tokens: list[int], parents: list[int] | None = None) -> Proposal:
@@ -94,3 +97,30 @@ def test_the_base_chooses_by_its_sampling() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     assert Verifier(Sampling(1.0, top_p=0.5)).choose(logits).tolist() == [1]
     assert Verifier(Sampling(2.0, top_k=1)).choose(logits).tolist() == [1]
+
+
+def test_where_the_base_samples_drafts_are_drawn_too(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless told otherwise, and not in a dynamic tree, nor under the lossy rule, nor greedily."""
+    drafter = new_drafter(target, medusa_settings()).eval()
+    asked: list[bool] = []
+    propose = drafter.propose
+
+    def listening(state: Any, budget: int, tree: Any = None, draw: Any = None) -> Proposal:
+        asked.append(draw is not None)
+        return propose(state, budget, tree, draw)
+
+    monkeypatch.setattr(drafter, "propose", listening)
+    warm, static = Sampling(1.0), StaticTree.of([(0,), (1,)])
+    for sampling, choices, drawn in (
+        (warm, {}, True),
+        (warm, {"tree": static}, True),
+        (warm, {"sample_drafts": False}, False),
+        (warm, {"tree": Tree(2, 2, 3)}, False),
+        (warm, {"typical": Typical()}, False),
+        (Sampling(), {}, False),
+        (Sampling(), {"sample_drafts": True}, False),
+    ):
+        asked.clear()
+        generate(target, drafter, [1, 4, 40, 2, 5], 6, sampling, seed=0, **choices)
+        assert asked
+        assert set(asked) == {drawn}, choices

@@ -143,3 +143,10 @@ def test_a_small_model_of_another_tokenizer(target: Target, tmp_path: Path) -> N
     write_base(tmp_path / "short", max_position_embeddings=64)
     with pytest.raises(ModelError, match="short takes 64 positions and tiny-llama 256"):
         DraftModel.for_base(Target.from_pretrained(tmp_path / "short", device="cpu"), target)
+
+
+def test_prompt_lookup_where_the_base_samples(target: Target) -> None:
+    """It cannot draw: what it has is verified as choices."""
+    prompt = PROMPT + generate(target, None, PROMPT, 40).token_ids
+    made = [generate(target, PromptLookup(), prompt, 30, Sampling(0.7), seed=s).token_ids for s in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]

@@ -31,7 +31,6 @@ def test_every_way(target: Target, drafter: Drafter) -> None:
     lengths = [n for n in (own, 1, 3, 5) if n <= (2 if medusa else 9)]
     wanted = {f"chain of {n}" for n in lengths} | {
         f"chain of {own}, temperature 1",
-        f"chain of {own}, temperature 1, sampled drafts",
         "prompt lookup",
         "tree 2,2,4",
         "static tree of 4",
