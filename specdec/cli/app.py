@@ -217,10 +217,11 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; lossless to the token in float32.")] = (
         "float32"
     ),
-    seed: Annotated[int, typer.Option(help="Of the sampling and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling and the intervals.")] = 0,
 ) -> None:
     """Measures a drafter on a file of prompts: acceptance, speedup, whether the output stays the same."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from specdec.cli.evaluate import Request, evaluate_drafter, plan_of, table
@@ -239,14 +240,13 @@ def evaluate(
     header, *rows = table(found)
     shown = Table(*header, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        shown.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(shown)
-    console.print(f"{len(found.prompts)} prompts; greedy output {_same(found.lossless)}", highlight=False)
+        shown.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    print(f"{len(found.prompts)} prompts; greedy output {_same(found.lossless)}")
     for note in found.notes:
-        console.print(note, highlight=False)
+        print(note)
     if output:
-        console.print(f"report: {output / 'report.html'}", highlight=False)
+        print(f"report: {output / 'report.html'}")
 
 
 def _same(lossless: bool) -> str:
@@ -303,7 +303,7 @@ def certify(
         "data/prompts/test.jsonl"
     ),
     max_prompts: Annotated[int, typer.Option(min=1)] = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Of one answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=3, help="Of one answer.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Sampled for each way of drafting.")] = 4000,
     dtype: Annotated[str, typer.Option(help="Of deployment: compared too, beside float32.")] = "bfloat16",
     seed: Annotated[int, typer.Option(min=0)] = 0,

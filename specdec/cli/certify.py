@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from specdec.cli.evaluate import DTYPES
 from specdec.data.prompt_files import read_prompt_file
 from specdec.data.prompts import prompt_ids
 from specdec.drafters import Drafter
@@ -12,8 +13,6 @@ from specdec.evaluation.certificate import Certificate, certify
 from specdec.export import load_any
 from specdec.io import write_json
 from specdec.targets import Target
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

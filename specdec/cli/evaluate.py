@@ -14,6 +14,8 @@ from specdec.io import replacing_dir, sha256_file
 from specdec.report import Report, environment_facts, examples, write_evaluation
 from specdec.targets import Target
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,6 +56,8 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
     """Measures, and writes the report where it is asked for. Raises ConfigError when `output` is there already."""
     if request.output and request.output.exists():
         raise ConfigError(f"--output {request.output} is there already: remove it, or name another folder")
+    if request.dtype not in DTYPES:
+        raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
     rows = read_prompt_file(request.prompts)[: request.max_prompts]
     calibration = read_prompt_file(request.calibration) if request.calibration else None
     target = Target.from_pretrained(request.model, dtype=request.dtype)

@@ -348,7 +348,7 @@ class CertificateSettings(Section):
     """The losslessness certificate that is made with every evaluation."""
 
     prompts: Positive = Field(description="of the held-out ones")
-    max_new_tokens: int = Field(ge=2)
+    max_new_tokens: int = Field(ge=3)
     sampled_tokens: Positive = Field(description="for each way of drafting")
     deployment: DType | None = Field(description="data type in which greedy answers are compared too; null: none")
 

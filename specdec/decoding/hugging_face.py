@@ -1,9 +1,9 @@
 """A drafter in transformers' own `generate`: `model.generate(**inputs, custom_generate=custom_generate(drafter))`.
 
 What `generate` was asked for is kept (greedy or sampling with temperature, top_k, top_p; maximum lengths; end tokens;
-stopping criteria), or refused by name: nothing is accepted and then ignored. transformers hands neither `streamer`
-nor `tokenizer` on to a custom method: stream with `streamer=` here, and stop at strings with a `StopStringCriteria`
-among `stopping_criteria`.
+stopping criteria), or refused by name. transformers hands neither `streamer`, `tokenizer` nor `assistant_model` on
+to a custom method: stream with `streamer=` here, and stop at strings with a `StopStringCriteria` among
+`stopping_criteria`.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import (
-    EosTokenCriteria,
     LogitsProcessorList,
-    MaxLengthCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -28,7 +26,6 @@ from specdec.drafters import Drafter, Sampling, Shape
 from specdec.errors import ConfigError
 
 _SAMPLERS = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
-_KNOWN_ENDS = (MaxLengthCriteria, EosTokenCriteria)
 
 
 def custom_generate(
@@ -51,15 +48,16 @@ def custom_generate(
     ) -> Tensor:
         _check(drafter, model, input_ids, generation_config, model_kwargs)
         sampling = _sampling(logits_processor, bool(generation_config.do_sample))
-        further = StoppingCriteriaList(c for c in stopping_criteria if not isinstance(c, _KNOWN_ENDS))
         prompt = input_ids[0].tolist()
         limit = generation_config.max_length - len(prompt)
         stop = Stop(_end_tokens(generation_config))
         found = input_ids
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
         for step in steps(
             drafter.target, drafter, prompt, limit, sampling, tree=tree, sample_drafts=sample_drafts, stop=stop
         ):
-            said, done = _until(further, found, step.token_ids)
+            said, done = _until(stopping_criteria, found, step.token_ids)
             found = torch.cat([found, input_ids.new_tensor([said])], 1)
             if streamer is not None:
                 for token in said:
@@ -78,11 +76,21 @@ def _check(
 ) -> None:
     if drafter.target.model is not model:
         raise ConfigError("custom_generate: the drafter was loaded for another model: use Target.from_model(model)")
-    for name, plain in (("num_beams", 1), ("return_dict_in_generate", False), ("output_scores", False)):
+    refused = {
+        "num_beams": 1,
+        "return_dict_in_generate": False,
+        "output_scores": False,
+        "prompt_lookup_num_tokens": None,
+    }
+    for name, plain in refused.items():
         if (value := getattr(config, name, None)) not in (None, plain):
             raise ConfigError(f"custom_generate cannot keep to {name}={value}: leave it out")
     if input_ids.shape[0] != 1:
         raise ConfigError(f"custom_generate takes one sequence, and got {input_ids.shape[0]}: call it for each")
+    for name in ("cache", "past_key_values"):
+        given = model_kwargs.get(name)
+        if given is not None and given.get_seq_length():
+            raise ConfigError("custom_generate begins with an empty cache: leave out the one that holds something")
     mask = model_kwargs.get("attention_mask")
     if mask is not None and not bool((mask == 1).all()):
         raise ConfigError("custom_generate takes no padding: give one sequence without any")
@@ -108,8 +116,6 @@ def _end_tokens(config: GenerationConfig) -> frozenset[int]:
 
 def _until(criteria: StoppingCriteriaList, before: Tensor, tokens: list[int]) -> tuple[list[int], bool]:
     """What of `tokens` is said until the first criterion holds, and whether one does."""
-    if not criteria:
-        return tokens, False
     whole = torch.cat([before, before.new_tensor([tokens])], 1)
     for count in range(1, len(tokens) + 1):
         if bool(criteria(whole[:, : before.shape[1] + count], None).all()):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from specdec.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -15,7 +17,8 @@ class Stop:
 
     def __post_init__(self) -> None:
         assert self.tokenizer is not None or not self.strings, "stop strings are looked for in text"
-        assert all(self.strings), "an empty stop string would end every answer at once"
+        if not all(self.strings):
+            raise ConfigError("a stop string is empty, and would end every answer at once: leave it out")
 
     def cut(self, made: list[int], tokens: list[int], limit: int) -> tuple[list[int], bool]:
         """(what of `tokens` is said behind `made`, `limit` tokens at most; whether it ends there)."""

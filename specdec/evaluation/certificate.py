@@ -87,8 +87,8 @@ def certify(
     """
     if target.dtype is not torch.float32:
         raise ConfigError(f"{target.name} is in {target.dtype}: load it in float32, and pass this one as deployment")
-    if max_new_tokens < 2 or tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens} and tokens {tokens}: 2 and 1 are the least")
+    if max_new_tokens < 3 or tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens} and tokens {tokens}: 3 and 1 are the least")
     fitting = [ids for ids in prompts if 0 < len(ids) < target.max_positions]
     if not fitting:
         raise DataError(f"there is no prompt to certify with: {len(prompts)} were given, none fits {target.name}")

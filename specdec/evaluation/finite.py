@@ -24,7 +24,7 @@ def check_finite(target: Target, drafter: Drafter, prompts: list[list[int]]) -> 
                 "data type or base"
             )
         state = DraftState(start=ids[0])
-        following = torch.tensor(ids[1:], device=target.device)
+        following = torch.tensor(ids[1:], dtype=torch.long, device=target.device)
         auxiliary = None if read.auxiliary is None else read.auxiliary[0]
         state.observe(torch.cat([following, logits.argmax(-1)]), read.hidden[0], auxiliary)
         laws = drafter.propose(state, drafter.draft_tokens, None, Draw(Sampling(1.0), _fixed(target))).laws

@@ -21,7 +21,7 @@ from specdec.evaluation.prediction import (
     static_tree,
 )
 from specdec.evaluation.ranks import Rates, search_tree
-from specdec.evaluation.step_times import measure_step_times
+from specdec.evaluation.step_times import OBSERVED, measure_step_times
 from specdec.targets import Target
 
 BATCH_SIZES = (1, 4, 16)
@@ -38,16 +38,20 @@ def forecast(
     measured: Measurements,
     figures: dict[str, dict[str, Any]],
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """rates[depth, rank]: see `rank_rates`. Chains are predicted as long as the rates are deep. ways: no drafter and
     the main way in front.
 
-    -> step times, every setting at every batch size, the best one for each, and the distance from what was measured.
+    -> step times, every setting at every batch size, the best one for each, and the distance from what was measured;
+    None where the base takes too few positions to time a step.
     """
     longest = min(len(rates), drafter.num_heads) if isinstance(drafter, Medusa) else len(rates)
     answers = measured[ways[0].name]
     context = int(median(p.prompt_tokens + len(p.token_ids) // 2 for p in answers))
-    context = max(1, min(context, target.max_positions - max(TOKENS[-1], 2 * longest)))
+    room = target.max_positions - max(TOKENS[-1], OBSERVED * longest)
+    if room < 1:
+        return None
+    context = max(1, min(context, room))
     say(f"timing steps behind {context} tokens")
     times = measure_step_times(target, drafter, context, longest, TOKENS, BATCH_SIZES)
     plain, main = ways[:2]
@@ -78,13 +82,13 @@ def _overhead(times: StepTimes, main: Way, plain: Way, measured: Measurements) -
     ours, theirs = (_step_seconds(measured[way.name]) for way in (main, plain))
     if not ours or not theirs:
         return 0.0
-    return overhead_of(ours / theirs * times.base_seconds(1, 1), times, chain(min(main.longest, max(times.draft))))
+    return overhead_of(ours / theirs * times.base_seconds(1, 1), times, chain(main.longest))
 
 
 def _step_seconds(prompts: list[PromptMeasurement]) -> float:
     """Of one step behind the prompt's; 0 when there was none."""
-    stepping = sum(sum(p.seconds) - sum(p.first_token_seconds) for p in prompts)
-    return stepping / max(1, sum(p.steps * len(p.seconds) for p in prompts))
+    steps = sum(p.steps * len(p.seconds) for p in prompts)
+    return sum(p.stepping for p in prompts) / steps if steps else 0.0
 
 
 def _setting(way: Way, longest: int, statics: dict[str, StaticTree]) -> tuple[str, Setting] | None:

@@ -51,7 +51,8 @@ class EvaluationPrompt:
 @dataclass
 class PromptMeasurement:
     """One prompt, decoded in one way. accepted_at[K]: steps that accepted draft position i. In seconds, one a pass:
-    seconds, first_token_seconds (of the first turn), draft_seconds.
+    seconds, first_token_seconds (of the first turn), prompt_seconds (until the first token, of all turns),
+    draft_seconds.
 
     first_difference: index of the first token that differs from plain decoding; None when all are equal, or sampled.
     draft_accepted: for each emitted token, whether it came from the drafter.
@@ -68,11 +69,17 @@ class PromptMeasurement:
     first_difference: int | None = None
     seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
+    prompt_seconds: list[float] = field(default_factory=list)
     draft_seconds: list[float] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
         return sum(self.accepted_at)
+
+    @property
+    def stepping(self) -> float:
+        """Seconds of the steps behind the prompts', over all passes."""
+        return sum(self.seconds) - sum(self.prompt_seconds)
 
 
 Measurements = dict[str, list[PromptMeasurement]]
@@ -135,7 +142,8 @@ def measure(
                     found[way.name].append(_new_entry(prompt, timed, way.longest))
                 entry = found[way.name][i]
                 entry.seconds.append(timed.seconds)
-                entry.first_token_seconds.append(timed.first_token_seconds)
+                entry.first_token_seconds.append(timed.first_seconds[0])
+                entry.prompt_seconds.append(sum(timed.first_seconds))
                 entry.draft_seconds.append(timed.draft_seconds)
                 if way.sampling.greedy and entry.first_difference is None:
                     entry.first_difference = first_difference(plain, timed.token_ids)
@@ -147,11 +155,11 @@ def measure(
 
 @dataclass(frozen=True)
 class _Timed:
-    """turns: the steps of each of the prompt's turns."""
+    """turns: the steps of each of the prompt's turns. first_seconds: until the first token of each."""
 
     turns: list[list[Step]]
     seconds: float
-    first_token_seconds: float
+    first_seconds: list[float]
     draft_seconds: float
 
     @property
@@ -182,9 +190,10 @@ def _decode(target: Target, way: Way, prompt: EvaluationPrompt, max_new_tokens: 
     clock = _Clock(way.drafter, way.draft_tokens) if way.drafter else None
     began = time.perf_counter()
     turns: list[list[Step]] = []
-    first = 0.0
+    first: list[float] = []
     for context in prompt.contexts:
         turns.append([])
+        asked = time.perf_counter()
         for step in steps(
             target,
             clock,
@@ -196,7 +205,8 @@ def _decode(target: Target, way: Way, prompt: EvaluationPrompt, max_new_tokens: 
             sample_drafts=way.sample_drafts,
         ):  # every step ends with its tokens on the host
             turns[-1].append(step)
-            first = first or time.perf_counter() - began
+            if len(turns[-1]) == 1:
+                first.append(time.perf_counter() - asked)
     return _Timed(turns, time.perf_counter() - began, first, clock.seconds if clock else 0.0)
 
 

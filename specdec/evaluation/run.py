@@ -6,7 +6,7 @@ from typing import Any
 
 from specdec.drafters import Drafter, Medusa, Sampling, StaticTree, Tree
 from specdec.drafters.prompt_lookup import PromptLookup
-from specdec.errors import ModelError
+from specdec.errors import ConfigError, DataError, ModelError
 from specdec.evaluation.comparison import compare
 from specdec.evaluation.forecast import forecast
 from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode, measure
@@ -35,6 +35,12 @@ class Plan:
     trees: tuple[Tree, ...] = ()
     static_nodes: tuple[int, ...] = ()
     ways_prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        for temperature in self.temperatures:
+            Sampling(temperature)  # raises ConfigError where it is none
+        if len({_at(t) for t in self.temperatures}) < len(set(self.temperatures)):
+            raise ConfigError(f"temperatures {list(self.temperatures)}: some are too close to tell apart")
 
 
 @dataclass(frozen=True)
@@ -163,11 +169,16 @@ def _static_trees(
     if not _grows_trees(target, notes):
         return {}, None
     if calibration:
-        others, _ = encode(target, calibration[:CALIBRATION_PROMPTS], plan.max_new_tokens, say)
+        try:
+            others, _ = encode(target, calibration[:CALIBRATION_PROMPTS], plan.max_new_tokens, say)
+        except DataError:
+            raise DataError(f"no prompt for calibration fits {target.name}: give shorter ones") from None
     else:
         others = prompts[:CALIBRATION_PROMPTS]
-        notes.append("ranks were counted, and static trees searched, on the prompts that they are measured on")
-    depth = min(RANKS[0], drafter.loss_positions) if isinstance(drafter, Medusa) else RANKS[0]
+        notes.append("ranks were counted on the prompts that are measured: what is predicted has seen them")
+    depth = max(RANKS[0], drafter.draft_tokens, *plan.draft_lengths)
+    if isinstance(drafter, Medusa):
+        depth = min(depth, drafter.num_heads)
     contexts = [prompt.contexts[0] for prompt in others]
     rates = rank_rates(target, drafter, contexts, plan.max_new_tokens, depth, RANKS[1], say)
     return {f"static tree of {n}": search_tree(rates, n) for n in plan.static_nodes}, rates
@@ -184,7 +195,7 @@ def _further_ways(
         elif length != own:
             ways.append(Way(_chain_name(length), drafter, length))
     if plan.trees and _grows_trees(target, notes):
-        ways += [Way(f"tree {tree}", drafter, tree=tree) for tree in plan.trees]
+        ways += [Way(f"tree {tree}", drafter, tree=tree) for tree in dict.fromkeys(plan.trees)]
     ways += [Way(name, drafter, tree=tree) for name, tree in statics.items()]
     for temperature in dict.fromkeys(plan.temperatures):
         if temperature == 0:

@@ -67,9 +67,11 @@ def acceptance_pair(prompts: list[PromptMeasurement]) -> tuple[list[float], list
 
 def speed_pair(prompts: list[PromptMeasurement], plain: list[PromptMeasurement]) -> tuple[list[float], list[float]]:
     """(seconds without the drafter, seconds with it) of each prompt, for the tokens that the drafter's answer has:
-    sampled answers differ in length."""
+    sampled answers differ in length, so plain steps count at the time that one takes over all prompts."""
+    steps = sum(p.steps * len(p.seconds) for p in plain)
+    step = sum(p.stepping for p in plain) / max(1, steps)
     without = [
-        sum(p.seconds) * len(ours.token_ids) / max(1, len(p.token_ids))
+        sum(p.seconds) + step * (len(ours.token_ids) - len(p.token_ids)) * len(p.seconds)
         for ours, p in zip(prompts, plain, strict=True)
     ]
     return without, [sum(p.seconds) for p in prompts]
@@ -97,5 +99,4 @@ def _first_token(prompts: list[PromptMeasurement]) -> float:
 
 
 def _draft_share(prompts: list[PromptMeasurement]) -> float:
-    stepping = sum(sum(p.seconds) - sum(p.first_token_seconds) for p in prompts)
-    return sum(sum(p.draft_seconds) for p in prompts) / max(1e-9, stepping)
+    return sum(sum(p.draft_seconds) for p in prompts) / max(1e-9, sum(p.stepping for p in prompts))

@@ -79,6 +79,11 @@ def ends(figure: dict[str, float | None]) -> str:
     return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
+def cell(text: str) -> str:
+    """Text within a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
 def setting(predicted: dict[str, Any]) -> str:
     """`chain of 5: 1.42x`, or `no drafter`."""
     if not predicted["setting"]["tokens"]:
@@ -102,7 +107,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, ends=ends, verdict=verdict, setting=setting)
+    environment.filters.update(interval=interval, ends=ends, verdict=verdict, setting=setting, cell=cell)
     return environment.get_template(template).render(values)
 
 

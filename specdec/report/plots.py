@@ -57,7 +57,7 @@ def plot_categories(figures: dict[str, Any], out: Path) -> None:
             if length["low"] is not None:
                 axes.plot([length["low"], length["high"]], [place, place], color=ACCENT, linewidth=2.2, alpha=0.5)
             axes.plot(length["value"], place, "o", color=ACCENT, markersize=6)
-        names = [f"{name} ({group['prompts']})" for name, group in found]
+        names = [f"{_plain(name)} ({group['prompts']})" for name, group in found]
         axes.set_yticks(range(len(found)), names)
         axes.set_ylim(-0.6, len(found) - 0.4)
         axes.set_xlabel("tokens a step")
@@ -79,7 +79,7 @@ def plot_ways(ways: dict[str, Any], out: Path) -> None:
                 axes.plot(figure["value"], place, "o", color=color, markersize=6)
             axes.set_ylim(-0.6, len(found) - 0.4)
             axes.set_xlabel(label)
-        both[0].set_yticks(range(len(found)), [name for name, _ in found])
+        both[0].set_yticks(range(len(found)), [_plain(name) for name, _ in found])
         both[1].set_yticks(range(len(found)), [])
 
 
@@ -132,6 +132,11 @@ def plot_lengths(figures: dict[str, Any], out: BinaryIO) -> None:
             axes.margins(x=0.01)
         all_axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8)
         all_axes[-1].set_xlabel("tokens of a prompt, up to and including")
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib would take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from specdec.cli.app import main
 from specdec.drafters import new_drafter
 from specdec.targets import Target
 from tests.settings import medusa_settings
@@ -101,19 +102,29 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         (["--drafter", "nothing"], "nothing"),
         (["--tree", "2,2"], "write DEPTH,WIDTH,NODES"),
         (["--temperature", "-1"], "temperature is -1"),
+        (["--dtype", "int8"], "--dtype is 'int8': choose one of float32, bfloat16, float16"),
     ],
 )
 def test_what_cannot_be_evaluated(
-    target: Target, base_folder: Path, tmp_path: Path, changes: list[str], told: str
+    target: Target,
+    base_folder: Path,
+    tmp_path: Path,
+    changes: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     drafter = new_drafter(target, medusa_settings())
     drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
     (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')
     (tmp_path / "empty.jsonl").write_text("")
     command = ["evaluate", "--model", str(base_folder), "--drafter", "d", "--prompts", "p.jsonl"]
-    code, out, err = specdec(tmp_path, *command, *changes)
-    assert (code, out) == (2, "")
+    monkeypatch.setattr("sys.argv", ["specdec", *command, *changes])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
     line = err.splitlines()[-1]
-    assert line.startswith("specdec: error: ")
+    assert (out, line[:16]) == ("", "specdec: error: ")
     assert told in line
-    assert "Traceback" not in err

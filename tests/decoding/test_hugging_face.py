@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import TextStreamer
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
 
 from specdec.decoding import custom_generate
 from specdec.drafters import Drafter, StaticTree, Tree, new_drafter
@@ -49,6 +49,11 @@ def test_it_stops_where_a_criterion_says(target: Target, drafter: Drafter) -> No
         def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             return (input_ids[:, -2:] == torch.tensor(plain[14:16])).all(-1)
 
+    for own in (MaxLengthCriteria(12), EosTokenCriteria(plain[12])):
+        few = StoppingCriteriaList([own])
+        wanted = generated(target, stopping_criteria=few)
+        assert len(wanted) < len(plain)
+        assert generated(target, stopping_criteria=few, custom_generate=custom_generate(drafter)) == wanted
     criteria = StoppingCriteriaList([After()])
     wanted = generated(target, stopping_criteria=criteria)
     assert len(wanted) < len(plain)
@@ -56,7 +61,7 @@ def test_it_stops_where_a_criterion_says(target: Target, drafter: Drafter) -> No
 
 
 def test_it_streams(target: Target, drafter: Drafter, capsys: pytest.CaptureFixture[str]) -> None:
-    streamer = TextStreamer(target.tokenizer, skip_prompt=False)
+    streamer = TextStreamer(target.tokenizer, skip_prompt=True)
     made = generated(target, custom_generate=custom_generate(drafter, streamer=streamer))
     assert capsys.readouterr().out.rstrip("\n") == target.tokenizer.decode(made[PROMPT.shape[1] :]).rstrip("\n")
 
@@ -86,6 +91,7 @@ def test_it_samples_as_asked(target: Target, sample_drafts: bool) -> None:
         ({"repetition_penalty": 1.2}, "the logits processor RepetitionPenaltyLogitsProcessor"),
         ({"do_sample": True, "min_p": 0.1}, "the logits processor MinPLogitsWarper"),
         ({"num_beams": 2}, "num_beams=2"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate=True"),
     ],
 )

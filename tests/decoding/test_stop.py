@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers.generation import StopStringCriteria
 
 from specdec.decoding import Stop, generate
+from specdec.errors import ConfigError
 from specdec.targets import Target
 from tests.decoding.oracle import Oracle
 
@@ -57,3 +58,8 @@ def test_the_limit_comes_first(target: Target) -> None:
     assert stop.cut([], [5, 7, 9], 1) == ([5], False)
     assert stop.cut([], [5, 7, 9], 3) == ([5, 7], True)
     assert stop.cut([], [], 3) == ([], False)
+
+
+def test_an_empty_string_is_refused(target: Target) -> None:
+    with pytest.raises(ConfigError, match="a stop string is empty"):
+        Stop(frozenset(), ("",), target.tokenizer)

@@ -19,7 +19,19 @@ def prompts(accepted: int, seconds: float, ids: int = 0) -> list[PromptMeasureme
     """Of ten steps each, with a few tokens more or less from prompt to prompt."""
     return [
         PromptMeasurement(
-            f"p{ids + i}", "c", 3, [1] * 20, [False] * 20, 10, 30, [accepted + i % 3], None, [seconds], [0.0], [0.0]
+            f"p{ids + i}",
+            "c",
+            3,
+            [1] * 20,
+            [False] * 20,
+            10,
+            30,
+            [accepted + i % 3],
+            None,
+            [seconds],
+            [0.0],
+            [0.0],
+            [0.0],
         )
         for i in range(PROMPTS)
     ]

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +76,7 @@ def test_figures_of_a_real_run(target: Target, drafter: Drafter, prompts: list[E
         for prompt in found:
             assert len(prompt.seconds) == len(prompt.first_token_seconds) == len(prompt.draft_seconds) == 2
             assert 0 < prompt.first_token_seconds[0] < prompt.seconds[0]
+            assert prompt.prompt_seconds == prompt.first_token_seconds
             assert prompt.accepted <= prompt.drafted
             assert sum(prompt.draft_accepted) <= prompt.accepted
     assert summarize(ways[1], measured["chain"], measured["no drafter"], BOOTSTRAP)["drafted_per_step"] <= 2
@@ -176,6 +178,7 @@ def test_the_turns_of_a_conversation_follow_the_bases_own_answers(target: Target
     assert found.steps == sum(made.steps for made in alone)
     assert found.accepted == sum(made.accepted for made in alone)
     assert found.first_difference is None
+    assert found.first_token_seconds[0] < found.prompt_seconds[0] < found.seconds[0]
 
 
 def test_prompts_that_do_not_fit_are_counted(target: Target) -> None:
@@ -203,7 +206,19 @@ def test_conditional_rates() -> None:
 
 def entry(tokens: int, seconds: list[float], first: float = 0.0, drafting: float = 0.0) -> PromptMeasurement:
     return PromptMeasurement(
-        "i", "c", 1, [7] * tokens, [False] * tokens, 1, 1, [1], None, seconds, [first] * len(seconds), [drafting]
+        "i",
+        "c",
+        1,
+        [7] * tokens,
+        [False] * tokens,
+        tokens - 1,
+        1,
+        [1],
+        None,
+        seconds,
+        [first] * len(seconds),
+        [first] * len(seconds),
+        [drafting],
     )
 
 
@@ -215,8 +230,9 @@ def test_speedup_is_of_all_seconds() -> None:
 
 
 def test_sampled_answers_of_another_length_are_compared_by_the_token() -> None:
-    """Plain: 8 tokens in 4 s. With the drafter: 2 tokens in 0.5 s, which alone would have taken 1 s."""
-    figures = summarize(Way("w", sampling=Sampling(1.0)), [entry(2, [0.5])], [entry(8, [4.0])], BOOTSTRAP)
+    """Plain: 8 tokens, the first after 0.5 s, the others in 0.5 s each. The drafter's 2 tokens would take 1 s."""
+    plain = [entry(8, [4.0], first=0.5)]
+    figures = summarize(Way("w", sampling=Sampling(1.0)), [entry(2, [0.5])], plain, BOOTSTRAP)
     assert figures["speedup"]["value"] == pytest.approx(2.0)
     assert figures["lossless"] is None
 
@@ -226,3 +242,15 @@ def test_draft_share_is_of_the_steps_alone() -> None:
     figures = summarize(Way("w"), [entry(2, [5.0], first=1.0, drafting=1.0)], [entry(2, [5.0], first=0.5)], BOOTSTRAP)
     assert figures["draft_share"] == pytest.approx(0.25)
     assert figures["time_to_first_token"] == {"plain": 0.5, "drafter": 1.0}
+
+
+def test_a_decoder_beside_itself_is_no_faster() -> None:
+    """However the sampled answers' lengths fall: 0.05 s for the prompt and 0.02 s a token, both of them."""
+    random = np.random.default_rng(0)
+
+    def some() -> list[PromptMeasurement]:
+        lengths = 1 + random.geometric(1 / 30, 2000)
+        return [entry(int(n), [0.05 + 0.02 * (int(n) - 1)], first=0.05) for n in lengths]
+
+    figures = summarize(Way("w", sampling=Sampling(1.0)), some(), some(), BOOTSTRAP)
+    assert figures["speedup"]["value"] == pytest.approx(1.0, abs=1e-6)

@@ -1,17 +1,19 @@
 """A whole evaluation: every way that was asked for, lossless, beside a forecast; what cannot be done is said."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from specdec.drafters import Drafter, Tree, new_drafter
-from specdec.errors import ModelError
+from specdec.errors import ConfigError, DataError, ModelError
 from specdec.evaluation import Bootstrap, Plan, evaluate
 from specdec.targets import Target
 from tests.evaluation.test_measure import ROWS, row
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
+from tests.tiny import write_base
 
 SMALL = Bootstrap(100, 0.9, 0)
 PLAN = Plan(10, 1, SMALL, (1.0,), (1, 3, 5), (Tree(2, 2, 4),), (4,), 2)
@@ -66,7 +68,7 @@ def test_the_forecast_of_acceptance_is_what_is_measured_on_the_same_prompts(targ
     """Ranks are counted at the anchors of the chain, so rank 0 of the first level is its first position's rate."""
     drafter = new_drafter(target, medusa_settings())
     found = evaluate(target, drafter, ROWS, Plan(10, 1, SMALL, (), (1,), (), (2,)), print)
-    assert found.notes == ["ranks were counted, and static trees searched, on the prompts that they are measured on"]
+    assert found.notes == ["ranks were counted on the prompts that are measured: what is predicted has seen them"]
     assert found.forecast is not None
     said = found.forecast["measured"]["chain of 1"]["acceptance_length"]
     assert said["predicted"] == pytest.approx(said["measured"], abs=0.1)
@@ -94,3 +96,37 @@ def test_one_prompt_has_no_interval(target: Target) -> None:
     assert main["speedup"]["high"] is None
     assert found.figures["prompt lookup"]["to_main"]["p_value"] is None
     assert found.figures["prompt lookup"]["to_main"]["verdict"] == "no difference"
+
+
+def test_a_tree_named_twice_is_measured_once(target: Target) -> None:
+    twice = Plan(8, 1, SMALL, (), (1, 1), (Tree(2, 2, 3), Tree(2, 2, 3)), (3, 3))
+    found = evaluate(target, new_drafter(target, medusa_settings()), ROWS, twice, print)
+    assert sorted(found.figures) == ["chain of 1", "chain of 2", "prompt lookup", "static tree of 3", "tree 2,2,3"]
+
+
+@pytest.mark.parametrize("temperatures", [(-1.0,), (1.0, 1.0000000001)])
+def test_temperatures_are_looked_at_before_anything_is_measured(temperatures: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        Plan(8, 1, SMALL, temperatures)
+
+
+def test_a_long_chain_is_timed_whole(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks and drafting are counted and timed as deep as the longest chain that is measured."""
+    drafter = new_drafter(target, eagle_settings())
+    drafter.draft_tokens = 7
+    found = evaluate(target, drafter, ROWS, Plan(10, 1, SMALL), print)
+    assert found.forecast is not None
+    assert set(found.forecast["times"]["draft"]) == {str(n) for n in range(1, 8)}
+    assert "chain of 7" in found.forecast["measured"]
+
+
+def test_a_base_of_few_positions_has_no_forecast(tmp_path: Path) -> None:
+    write_base(tmp_path / "short", max_position_embeddings=33)
+    target = Target.from_pretrained(tmp_path / "short", device="cpu")
+    found = evaluate(target, new_drafter(target, medusa_settings()), [row("hi")], Plan(6, 1, SMALL), print)
+    assert found.forecast is None
+
+
+def test_no_prompt_for_calibration_fits(target: Target) -> None:
+    with pytest.raises(DataError, match="no prompt for calibration fits tiny-llama"):
+        evaluate(target, new_drafter(target, medusa_settings()), ROWS, PLAN, print, [row("long " * 99)])

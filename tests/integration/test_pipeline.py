@@ -138,6 +138,7 @@ def test_a_second_run_runs_nothing(project: Project) -> None:
     assert "Data and pipelines are up to date" in output
 
 
+@pytest.mark.soak
 def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project: Project) -> None:
     registry = load(project, "registry.json")["versions"]
     project.params(

@@ -50,7 +50,7 @@ def report() -> Report:
         "time_to_first_token": {"plain": 0.020, "drafter": 0.024},
         "lossless": True,
         "confidence": 0.95,
-        "categories": {"<script>": GROUP, "one": single},
+        "categories": {"<script>": GROUP, "one": single, "$x^{$ a|b": GROUP},
     }
     shown = Example("c", "<b>why</b>?", [("because ", False), ("<i>so</i>", True)], 1.5)
     way = GROUP | {
@@ -85,6 +85,7 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
     assert "1.50 [1.40, 1.60]" in page
     assert "1.20 (one prompt)" in page
+    assert r"| $x^{$ a\|b |" in (tmp_path / "report.md").read_text()
     assert "better by 0.25 (p 0.001)" in page
     assert "no difference (p 0.7)" in page
     assert "no difference (one prompt)" in page

@@ -192,12 +192,17 @@ def test_a_page_concerns_its_own_stage() -> None:
     """An edit of the prompts' page evaluates no drafter again; and no file of the reports is forgotten."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     folder = ROOT / "specdec" / "report"
-    deps = {"evaluate": stages["evaluate"]["do"]["deps"], "prompts": stages["prepare_prompts"]["deps"]}
+    deps = {
+        "evaluate": stages["evaluate"]["do"]["deps"],
+        "prompts": stages["prepare_prompts"]["deps"],
+        "compare": stages["compare"]["deps"],
+    }
     found = {name: {Path(d).name for d in listed if d.startswith("specdec/report")} for name, listed in deps.items()}
     pages = {"page.html", "page.py", "plots.py"}
     assert found["prompts"] == pages | {"prompts.html"}
     assert found["evaluate"] == pages | {"content.py", "report.html", "report.md"}
-    assert found["prompts"] | found["evaluate"] == {p.name for p in folder.glob("*.*")} - {"__init__.py"}
+    assert found["compare"] == pages | {"comparison.html"}
+    assert set.union(*found.values()) == {p.name for p in folder.glob("*.*")} - {"__init__.py"}
 
 
 def test_missing_conversations_are_named(project: Path, prepare: Prepare) -> None:
