@@ -82,7 +82,7 @@ def _overhead(times: StepTimes, main: Way, plain: Way, measured: Measurements) -
     ours, theirs = (_step_seconds(measured[way.name]) for way in (main, plain))
     if not ours or not theirs:
         return 0.0
-    return overhead_of(ours / theirs * times.base_seconds(1, 1), times, chain(main.longest))
+    return overhead_of(ours / theirs * times.base_seconds(1, 1), times, chain(min(main.longest, max(times.draft))))
 
 
 def _step_seconds(prompts: list[PromptMeasurement]) -> float:

@@ -193,6 +193,7 @@ def _signature() -> Any:
         [
             ParamSpec("max_new_tokens", "long", 128),
             ParamSpec("temperature", "double", 0.0),
+            ParamSpec("top_k", "long", 0),
             ParamSpec("top_p", "double", 1.0),
             ParamSpec("seed", "long", 0),
         ]

@@ -130,3 +130,15 @@ def test_a_base_of_few_positions_has_no_forecast(tmp_path: Path) -> None:
 def test_no_prompt_for_calibration_fits(target: Target) -> None:
     with pytest.raises(DataError, match="no prompt for calibration fits tiny-llama"):
         evaluate(target, new_drafter(target, medusa_settings()), ROWS, PLAN, print, [row("long " * 99)])
+
+
+@pytest.mark.parametrize("make", [medusa_settings, eagle3_settings])
+def test_a_base_that_ends_at_once(target: Target, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    """No step is made, so nothing is accepted: 1 token a step, and no figure that is no number."""
+    monkeypatch.setattr(target, "stop_ids", frozenset(range(target.vocab_size)))
+    found = evaluate(target, new_drafter(target, make()), ROWS, PLAN, print)
+    main = found.figures[found.main]
+    assert main["acceptance_length"]["value"] == 1
+    assert (main["steps"], main["tokens"], main["lossless"]) == (0, 3, True)
+    assert main["draft_share"] == 0
+    json.dumps(found.all_figures(), allow_nan=False)

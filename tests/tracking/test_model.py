@@ -42,7 +42,7 @@ LOAD_ELSEWHERE = """
 import json, sys, mlflow
 assert "specdec" not in sys.modules
 model = mlflow.pyfunc.load_model("models:/specdec-tiny@champion")
-params = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+params = {"max_new_tokens": 12, "temperature": 1.0, "top_k": 20, "seed": 3}
 out = model.predict(["What is open?"], params=params)
 out += model.predict([{"messages": json.loads(sys.argv[1])}], params=params)
 import specdec
@@ -105,7 +105,7 @@ def test_it_loads_without_the_project_and_generates(real_drafter: Path, store: S
     drafter = load_drafter(tmp_path / "moved/drafters/one", target)
     for messages, row in zip([chat[1:], chat], result["rows"], strict=True):
         ids = target.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        expected = generate(target, drafter, ids, 12, Sampling(1.0), seed=3)
+        expected = generate(target, drafter, ids, 12, Sampling(1.0, top_k=20), seed=3)
         assert row == {
             "text": target.tokenizer.decode(expected.token_ids, skip_special_tokens=True),
             "tokens": len(expected.token_ids),
@@ -154,3 +154,11 @@ def test_rows_that_are_no_prompts_are_refused(rows: pd.DataFrame) -> None:
 
     with pytest.raises(ValueError, match="prompt"):
         conversations(rows)
+
+
+def test_every_parameter_of_the_answer_can_be_given() -> None:
+    """MLflow passes on what the signature names, and nothing else."""
+    from specdec.tracking.model import _signature
+    from specdec.tracking.speculative_model import DEFAULTS
+
+    assert {spec.name: spec.default for spec in _signature().params} == DEFAULTS
