@@ -128,10 +128,10 @@ def test_a_tree_is_what_its_paths_are_one_by_one(target: Target, other: Target) 
         with torch.inference_mode():
             return DraftModel(other).propose(state, budget, tree)
 
-    tree = StaticTree.of([(0,), (1,), (0, 0), (1, 0), (0, 1), (1, 0, 0)])
+    tree = StaticTree.of([(0,), (1,), (0, 0), (1, 0), (0, 1), (0, 0, 0), (1, 0, 0), (0, 0, 0, 0), (1, 0, 0, 0)])
     made = proposed(PROMPT, 9, tree).token_ids.tolist()
     at = dict(zip(tree.paths, made, strict=True))
-    for path in [(0, 0), (1, 0), (1, 0, 0)]:
+    for path in [path for path in tree.paths if len(path) > 1 and path[-1] == 0]:
         above = [at[path[:i]] for i in range(1, len(path))]
         assert at[path] == proposed(PROMPT + above, 1, None).token_ids.tolist()[0]
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from specdec.decoding import generate
 from specdec.drafters import StaticTree, new_drafter
 from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.sampling import Said
 from specdec.evaluation.prediction import acceptance_length, static_tree
-from specdec.evaluation.ranks import rank_rates, search_tree
+from specdec.evaluation.ranks import Following, rank_rates, search_tree
 from specdec.targets import Target
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 
@@ -68,3 +69,20 @@ def test_no_tree_of_the_size_is_better(rates: list[list[float]], nodes: int) -> 
 def test_what_is_never_right_is_left_out() -> None:
     assert search_tree(np.array([[0.5, 0.0], [0.25, 0.0]]), 9).paths == ((0,), (0, 0))
     assert search_tree(np.zeros((2, 2)), 9).paths == ((0,),)
+
+
+def test_what_is_right_behind_a_wrong_choice_is_no_part_of_the_chain() -> None:
+    """Ranks 1, 0, 0: a chain would have been wrong at once, so the next step starts one token later."""
+    following = Following([9, 5, 6, 7, 8], depth=3, width=2)
+    said = {(): [4, 5], (5,): [6, 4], (5, 6): [7, 4]}
+    way: list[int] = []
+
+    def extend(tokens: torch.Tensor, _parents: torch.Tensor) -> Said:
+        way.extend(tokens.tolist())
+        return Said(torch.zeros(1, 2), torch.tensor([said[tuple(way)]]))
+
+    made = following.grow(3, Said(torch.zeros(2), torch.tensor(said[()])), extend)
+    assert made.token_ids.tolist() == []
+    assert following.place == 2
+    assert following.hits.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert following.asked.tolist() == [1, 1, 1]
