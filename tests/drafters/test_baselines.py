@@ -1,6 +1,7 @@
 """Drafters that need no training: prompt lookup and a small model, as lossless as the others."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,25 @@ def test_a_tree_is_what_its_paths_are_one_by_one(target: Target, other: Target) 
     for path in [path for path in tree.paths if len(path) > 1 and path[-1] == 0]:
         above = [at[path[:i]] for i in range(1, len(path))]
         assert at[path] == proposed(PROMPT + above, 1, None).token_ids.tolist()[0]
+
+
+def test_each_node_sees_its_own_path_alone(other: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [(0,), (1,), (0, 0), (1, 0), (0, 0, 0), (1, 0, 0), (0, 0, 0, 0), (1, 0, 0, 0)]
+    read: list[list[list[int]]] = []
+    forward_tree = other.forward_tree
+
+    def listening(ids: torch.Tensor, sees: torch.Tensor, cache: Any) -> Any:
+        read.append([ids[0, row].tolist() for row in sees])
+        return forward_tree(ids, sees, cache)
+
+    monkeypatch.setattr(other, "forward_tree", listening)
+    state = DraftState(start=PROMPT[0])
+    state.observe(torch.tensor(PROMPT[1:]), torch.zeros(len(PROMPT) - 1, 2), None)
+    with torch.inference_mode():
+        tokens = DraftModel(other).propose(state, 9, StaticTree.of(paths)).token_ids.tolist()
+    at = dict(zip(paths, tokens, strict=True))
+    ways = [[at[path[:i]] for i in range(1, len(path) + 1)] for path in paths]
+    assert read == [ways[:2], ways[:4], ways[:6]]
 
 
 def test_a_small_model_of_another_tokenizer(target: Target, tmp_path: Path) -> None:
