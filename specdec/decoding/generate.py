@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import Cache
 
 from specdec.decoding.stop import Stop
 from specdec.decoding.verify import Typical, Verifier
 from specdec.drafters import DraftState, Draw, Proposal, Proposer, Sampling, Shape, Tree
 from specdec.errors import ConfigError, DataError
-from specdec.targets import Target, TargetOutput
+from specdec.targets import FixedCache, Target, TargetOutput
 
 GREEDY = Sampling()
 
@@ -86,7 +86,7 @@ def steps(
     sample_drafts: bool | None = None,
     typical: Typical | None = None,
     stop: Stop | None = None,
-    cache: DynamicCache | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[Step]:
     """The generation, step by step, for streaming.
 
@@ -95,7 +95,8 @@ def steps(
     base does, instead of proposing the most probable ones (the output has the same law, and more is accepted); None:
     wherever the base samples and the tree is no dynamic one. typical: the lossy rule of that name.
     stop: ends the generation early; None: behind a stop token of the base. cache: an empty one of
-    `target.new_cache()`, for those who look at it afterwards: it holds the context but for its last token or two.
+    `target.new_cache()`, for those who look at it afterwards: it holds the context but for its last token or two. Or
+    one of `target.fixed_cache()`, whose passes have the same shapes in every step and can be compiled.
     Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ConfigError
     when choices exclude each other, ModelError when the base cannot verify trees.
     """
@@ -116,6 +117,12 @@ def steps(
     draw = Draw(sampling, generator) if sample_drafts and not sampling.greedy else None
     verifier = Verifier(sampling, generator, typical)
     limit = min(max_new_tokens, room)
+    if isinstance(cache, FixedCache) and cache.held + len(prompt_ids) + limit > cache.length - cache.step:
+        free = cache.length - cache.step - cache.held
+        raise ConfigError(
+            f"{len(prompt_ids)} tokens and {limit} new ones need more than the {free} positions that are free in the "
+            "fixed cache: reset it, or make a longer one"
+        )
     stop = stop or Stop(target.stop_ids)
     cache = target.new_cache() if cache is None else cache  # an empty one is falsy
     return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache)
@@ -131,10 +138,11 @@ def _run(
     tree: Shape | None,
     draw: Draw | None,
     stop: Stop,
-    cache: DynamicCache,
+    cache: Cache,
 ) -> Iterator[Step]:
     layers = drafter.aux_layers if drafter else ()
-    state = DraftState(start=prompt_ids[0])
+    fixed = (cache.length, cache.step) if isinstance(cache, FixedCache) else None
+    state = DraftState(start=prompt_ids[0], fixed=fixed)
     prompt = torch.tensor([prompt_ids], device=target.device)
     read = target.forward(prompt, cache=cache, layers=layers)
     newest = verifier.choose(target.logits(read.hidden[0, -1:]))
@@ -156,21 +164,20 @@ def _run(
         if draft.parents is None:
             target.crop(cache, context + 1 + accepted)
         else:
-            target.keep(cache, context + 1, verdict.places)
-        newest = verdict.token_ids[-1:]
+            target.keep(cache, context + 1, torch.tensor(verdict.places, dtype=torch.long, device=target.device))
+        token_ids = torch.tensor(verdict.token_ids, device=target.device)
+        newest = token_ids[-1:]
         if drafter:
-            rows = pad(verdict.places + 1, (1, 0))  # that were read and stay
-            auxiliary = None if read.auxiliary is None else read.auxiliary[0, rows]
-            state.observe(verdict.token_ids, read.hidden[0, rows], auxiliary)
+            rows = torch.tensor([0, *(place + 1 for place in verdict.places)], device=target.device)  # that stay
+            auxiliary = None if read.auxiliary is None else read.auxiliary[0].index_select(0, rows)
+            state.observe(token_ids, read.hidden[0].index_select(0, rows), auxiliary)
         context += accepted + 1
-        emitted, done = stop.cut(made, verdict.token_ids.tolist(), limit - len(made))
+        emitted, done = stop.cut(made, verdict.token_ids, limit - len(made))
         yield Step(emitted, len(draft.token_ids), accepted)
         made += emitted
 
 
-def _verify(
-    target: Target, cache: DynamicCache, newest: Tensor, draft: Proposal, layers: tuple[int, ...]
-) -> TargetOutput:
+def _verify(target: Target, cache: Cache, newest: Tensor, draft: Proposal, layers: tuple[int, ...]) -> TargetOutput:
     """The base's states behind the newest token and behind each draft token, in one pass."""
     token_ids = torch.cat([newest, draft.token_ids])[None]
     if draft.parents is None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.drafters import Proposal, Sampling
 from specdec.drafters.trees import ROOT
@@ -40,8 +41,8 @@ class Typical:
 class Verdict:
     """places[a]: the accepted draft tokens, from the first one on. token_ids[a+1]: they, and what the base says."""
 
-    places: Tensor
-    token_ids: Tensor
+    places: list[int]
+    token_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,17 @@ class Verifier:
     def __call__(self, proposal: Proposal, logits: Tensor) -> Verdict:
         """logits[N+1, V]: the base's behind the context, and behind each draft token."""
         if self.typical and len(proposal.token_ids):
-            probabilities = self.sampling.probabilities(logits)
             plain = torch.softmax(logits / (self.sampling.temperature or 1), -1)
-            places = deepest(proposal, likely_enough(proposal, plain, self.typical))
-            return self._verdict(proposal, places, self._draw(probabilities[row_behind(places)]))
+            path = deepest(proposal, likely_enough(proposal, plain, self.typical))
+            return self._verdict(proposal, path, self._draw_behind(path, self.sampling.probabilities(logits)))
         if proposal.laws is None:
             chosen = self.choose(logits)
-            places = accepted_path(proposal, chosen)
-            return self._verdict(proposal, places, chosen[row_behind(places)])
+            path = accepted_path(proposal, chosen)
+            return self._verdict(proposal, path, chosen.index_select(0, row_behind(path)))
         uniforms = torch.rand(len(proposal.token_ids), generator=self.generator, device=logits.device)
         kept, left = rejection(proposal, self.sampling.probabilities(logits), uniforms)
-        places = deepest(proposal, kept)
-        return self._verdict(proposal, places, self._draw(left[row_behind(places)]))
+        path = deepest(proposal, kept)
+        return self._verdict(proposal, path, self._draw_behind(path, left))
 
     def choose(self, logits: Tensor) -> Tensor:
         """The base's own token behind each of n contexts: logits[n, V] -> tokens[n], each drawn independently."""
@@ -77,13 +77,19 @@ class Verifier:
     def _draw(self, probabilities: Tensor) -> Tensor:
         return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
 
+    def _draw_behind(self, path: Tensor, laws: Tensor) -> Tensor:
+        return self._draw(laws.index_select(0, row_behind(path)))
+
     @staticmethod
-    def _verdict(proposal: Proposal, places: Tensor, following: Tensor) -> Verdict:
-        return Verdict(places, torch.cat([proposal.token_ids[places], following.reshape(1)]))
+    def _verdict(proposal: Proposal, path: Tensor, following: Tensor) -> Verdict:
+        # The only wait for the device in a step: all that the host has to know comes at once.
+        told = torch.cat([path.long(), proposal.token_ids, following]).tolist()
+        places = [place for place in range(len(path)) if told[place]]
+        return Verdict(places, [*(told[len(path) + place] for place in places), told[-1]])
 
 
 def accepted_path(proposal: Proposal, chosen: Tensor) -> Tensor:
-    """Places of the accepted draft tokens, from the first one on, where the drafts are choices.
+    """bool[N]: the accepted draft tokens, where the drafts are choices.
 
     chosen[N+1]: what the base chose behind the context, and behind each draft token.
     """
@@ -105,11 +111,12 @@ def rejection(proposal: Proposal, probabilities: Tensor, uniforms: Tensor) -> tu
     if parents is None:
         parents = torch.arange(ROOT, count - 1, device=uniforms.device)
     sibling = (parents[:, None] == parents).tril(-1).sum(1)  # how many children of the same node stand in front
+    turns = 1 if proposal.parents is None else int(sibling.max()) + 1
     kept = torch.zeros(count, dtype=torch.bool, device=uniforms.device)
     taken = torch.zeros(count + 1, dtype=torch.bool, device=uniforms.device)  # the node has a kept child
     left = probabilities
-    for turn in range(int(sibling.max()) + 1 if count else 0):
-        nodes = (sibling == turn).nonzero().squeeze(-1)
+    for turn in range(turns):
+        nodes = torch.arange(count, device=uniforms.device) if turns == 1 else (sibling == turn).nonzero().squeeze(-1)
         above, law = parents[nodes] + 1, proposal.laws[nodes]
         token = proposal.token_ids[nodes, None]
         wanted, drawn = left[above].gather(-1, token)[:, 0], law.gather(-1, token)[:, 0]
@@ -133,16 +140,16 @@ def likely_enough(proposal: Proposal, probabilities: Tensor, rule: Typical) -> T
 
 
 def deepest(proposal: Proposal, kept: Tensor) -> Tensor:
-    """Places of the longest path whose every node is kept[N] (the first one of several)."""
+    """bool[N]: the longest path from the context on whose every node is kept[N] (the first one of several)."""
     if proposal.parents is None:
-        count = int(kept.int().cumprod(0).sum())
-        return torch.arange(count, device=kept.device)
+        return kept.int().cumprod(0).bool()
     ancestors = proposal.ancestors()
     whole = ~(ancestors & ~kept).any(1)
-    last = int((ancestors.sum(1) * whole).argmax())
-    return (ancestors[last] & whole[last]).nonzero().squeeze(-1)
+    last = (ancestors.sum(1) * whole).argmax(0, keepdim=True)
+    return (ancestors & whole[:, None]).index_select(0, last)[0]
 
 
-def row_behind(places: Tensor) -> int:
-    """The row of logits behind the accepted path."""
-    return int(places[-1]) + 1 if len(places) else 0
+def row_behind(path: Tensor) -> Tensor:
+    """[1]: the row of logits behind the accepted path[N]; parents stand in front of their children."""
+    rows = torch.arange(1, len(path) + 1, device=path.device)
+    return pad(rows * path, (1, 0)).amax(0, keepdim=True)

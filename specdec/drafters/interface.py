@@ -103,6 +103,7 @@ class DraftState:
     auxiliary: Tensor | None = None
     cache: Any = None
     start: int | None = None  # the context's very first token, which stands behind no state
+    fixed: tuple[int, int] | None = None  # (length, step) of the base's cache, where its size is fixed
 
     def observe(self, token_ids: Tensor, hidden: Tensor, auxiliary: Tensor | None) -> None:
         """The base read n more true tokens; token_ids[i] is what came behind hidden[i]."""
@@ -190,6 +191,12 @@ class Drafter(nn.Module, ABC):
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
         """See `Proposer.propose`."""
+
+    def compile_drafting(self) -> None:
+        """From now on greedy chains are drafted in compiled passes where the base's cache has a fixed size.
+
+        A drafter that has no such form drafts as it did.
+        """
 
     def forward(self, features: Features, positions: int | None = None, measure: bool = False) -> DrafterLoss:
         """The loss: training wrappers (autocast, DDP, FSDP) hook into `forward`."""

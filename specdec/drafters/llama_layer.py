@@ -147,6 +147,7 @@ class Rotary:
         )
         with torch.device("cpu"):
             cos, sin = LlamaRotaryEmbedding(config)(torch.empty(1), torch.arange(length)[None])
+        self.length = length
         self._tables = (cos[0], sin[0])
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:

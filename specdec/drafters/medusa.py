@@ -25,7 +25,7 @@ from specdec.drafters.interface import (
 from specdec.drafters.sampling import Draw, Said, pick
 from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
-from specdec.targets import Target
+from specdec.targets import Target, compiled
 
 
 class _Block(nn.Module):
@@ -48,6 +48,7 @@ class Medusa(Drafter):
     `lm_head.weight`."""
 
     method = "medusa"
+    _compiled_chain: Any = None
 
     def __init__(
         self,
@@ -152,10 +153,22 @@ class Medusa(Drafter):
         loss = head_loss(job, states, weights)
         return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
+    def compile_drafting(self) -> None:
+        self._compiled_chain = compiled(self._chain)
+
+    def _chain(self, newest: Tensor) -> Tensor:
+        """Each head's most probable token [heads] at newest[1, H]."""
+        pairs = zip(self.blocks, self.output_weights, strict=True)
+        return torch.cat([(block(newest.to(weight.dtype)) @ weight.T).argmax(-1) for block, weight in pairs])
+
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
         assert state.hidden is not None
+        if state.fixed and self._compiled_chain and tree is None and draw is None:
+            newest = state.hidden[-1:]
+            state.forget()
+            return Proposal(self._compiled_chain(newest)[:budget])
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()

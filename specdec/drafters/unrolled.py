@@ -23,13 +23,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from specdec.drafters.attention import Chain, additive_mask, attend_to
+from specdec.drafters.fixed_chain import draft_chain, propose_chain
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
 from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, accepted, check_tensors
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
 from specdec.drafters.sampling import Draw, Said, pick
 from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
-from specdec.targets import Target
+from specdec.targets import Target, compiled
 
 Attend = Callable[[int, DraftLayer, Tensor], Tensor]
 
@@ -46,6 +47,7 @@ class Unrolled(Drafter):
     vocabulary: DraftVocabulary | None = None
     logit_scale: float = 1.0
     checkpointing: bool = False  # recompute each draft position in the backward pass
+    _compiled_chain: Any = None
 
     @abstractmethod
     def __init__(self, target: Target, config: dict[str, Any], settings: Any = None):
@@ -174,9 +176,14 @@ class Unrolled(Drafter):
 
     # ---------------------------------------------------------------- drafting
 
+    def compile_drafting(self) -> None:
+        self._compiled_chain = compiled(draft_chain)
+
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
+        if state.fixed and self._compiled_chain and tree is None and draw is None:
+            return Proposal(propose_chain(self, state, self._compiled_chain)[:budget])
         if state.cache is None:
             state.cache = DraftCache(len(self.layers))
         cache: DraftCache = state.cache
@@ -257,6 +264,10 @@ class Unrolled(Drafter):
     def _logits(self, said: Tensor) -> Tensor:
         logits = said @ self.output_weight.to(said.dtype).T
         return logits if self.logit_scale == 1.0 else logits * self.logit_scale
+
+    def best(self, said: Tensor) -> Tensor:
+        """The most probable token [n] behind each of said[n, H]."""
+        return self._to_target(self._logits(said).argmax(-1))
 
     def _to_target(self, tokens: Tensor) -> Tensor:
         return tokens if self.vocabulary is None else self.vocabulary.to_target[tokens]

@@ -115,10 +115,10 @@ def _law_of_choices(proposal: Proposal, first: Tensor, second: Tensor) -> Tensor
         probability = float(base[asked].gather(1, chosen[asked, None]).prod())
         if probability == 0:
             continue
-        places = verify.accepted_path(proposal, chosen)
-        last = verify.row_behind(places)
+        path = verify.accepted_path(proposal, chosen)
+        last = int(verify.row_behind(path))
         following = torch.nn.functional.one_hot(chosen[last], TOKENS).double()
-        _emit(law, proposal.token_ids[places].tolist(), following, probability, second)
+        _emit(law, proposal.token_ids[path].tolist(), following, probability, second)
     return law
 
 
@@ -168,8 +168,8 @@ def _law_of_draws(proposal: Proposal, first: Tensor, second: Tensor) -> Tensor:
         if probability == 0:
             continue
         took, left = verify.rejection(proposal, base, torch.where(decided, below, chances))
-        places = verify.deepest(proposal, took)
-        _emit(law, proposal.token_ids[places].tolist(), left[verify.row_behind(places)], probability, second)
+        path = verify.deepest(proposal, took)
+        _emit(law, proposal.token_ids[path].tolist(), left[int(verify.row_behind(path))], probability, second)
     return law
 
 

@@ -15,9 +15,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
 
-from specdec.errors import ModelError
+from specdec.errors import ConfigError, ModelError
+from specdec.targets.fixed_cache import FixedCache, compiled
 from specdec.targets.identity import Identity, identify, identity_of
 
 # Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
@@ -51,6 +52,8 @@ class Target:
         text = model.config.get_text_config()
         self.text_config = text
         self._trees_checked = False
+        self._compiled: Any = None
+        self._listening: dict[tuple[int, ...], dict[int, Tensor]] = {}  # of compiled passes, by their layers
         self.decoder_layers = _decoder_layers(self._body, text.num_hidden_layers, name)
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
@@ -128,11 +131,24 @@ class Target:
         """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too."""
         return DynamicCache()
 
+    def fixed_cache(self, length: int, step: int) -> FixedCache:
+        """An empty cache for contexts of `length` tokens, read `step` tokens at once: see FixedCache.
+
+        Raises ModelError where the base does not keep to a mask (`check_trees`), which such a cache needs.
+        """
+        self.check_trees()
+        return FixedCache(self.num_layers, length + step, step, self.device)
+
+    def compile(self) -> None:
+        """From now on, passes over a FixedCache's `step` tokens are compiled (on a GPU: captured as CUDA graphs)."""
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self._compiled = compiled(self._fixed, mode)
+
     def forward(
         self,
         token_ids: Tensor,
         positions: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
         layers: tuple[int, ...] = (),
     ) -> TargetOutput:
         """One pass over token_ids[B, T] behind what `cache` holds (and which it then holds too).
@@ -140,19 +156,29 @@ class Target:
         positions[B, T]: restart at 0 for every document of a packed row (no cache then): documents do not see
         each other. layers: i is the output of decoder layer i-1, before the final norm (0: the embeddings).
         """
+        if isinstance(cache, FixedCache):
+            count = token_ids.shape[1]
+            sees = torch.ones(count, count, dtype=torch.bool, device=token_ids.device).tril()
+            return self.forward_tree(token_ids, sees, cache, layers)
         return self._forward(token_ids, positions, cache, layers, None)
 
     def forward_tree(
-        self, token_ids: Tensor, sees: Tensor, cache: DynamicCache, layers: tuple[int, ...] = ()
+        self, token_ids: Tensor, sees: Tensor, cache: Cache, layers: tuple[int, ...] = ()
     ) -> TargetOutput:
         """One pass over a tree of token_ids[1, N] behind what `cache` holds (and which it then holds too).
 
         sees[N, N]: row i marks node i and every node above it; all see the cache. See `check_trees`.
         """
+        if isinstance(cache, FixedCache):
+            return self._step(token_ids, sees, cache, layers)
         context, count = cache.get_seq_length(), len(sees)
         positions = context + sees.sum(1) - 1
         places = torch.cat([torch.arange(context, device=sees.device), positions])  # of the keys
         visible = torch.cat([sees.new_ones(count, context), sees], 1)
+        return self._forward(token_ids, positions[None], cache, layers, self._masks(visible, places, positions))
+
+    def _masks(self, visible: Tensor, places: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """visible[N, T]: which keys each of N rows may see; places[T], positions[N]: where they stand in the text."""
         masks = {}
         for kind in self._layer_kinds:
             seen = visible
@@ -161,27 +187,75 @@ class Target:
             lowest = torch.finfo(self.dtype).min
             masks[kind] = torch.zeros(1, 1, *seen.shape, dtype=self.dtype, device=seen.device)
             masks[kind].masked_fill_(~seen, lowest)
-        mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        return self._forward(token_ids, positions[None], cache, layers, mask)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _step(self, token_ids: Tensor, sees: Tensor, cache: FixedCache, layers: tuple[int, ...]) -> TargetOutput:
+        """A pass over a cache of fixed size, filled up to its `step` with rows that see themselves alone."""
+        count = token_ids.shape[1]
+        size = max(count, cache.step)
+        if cache.held + size > cache.length:
+            raise ConfigError(
+                f"a cache for {cache.length - cache.step} positions holds {cache.held} already: make a longer one"
+            )
+        rows = token_ids.new_zeros(1, size)
+        rows[:, :count] = token_ids
+        seen = torch.eye(size, dtype=torch.bool, device=sees.device)
+        seen[:count, :count] |= sees
+        if self._compiled and size == cache.step:
+            if layers not in self._listening:  # for good: what is compiled has the hooks in it
+                self._listening[layers] = _Listening(self.decoder_layers, layers).__enter__()
+            heard = self._listening[layers]
+            heard.clear()  # as when it was compiled, or it would be compiled again
+            read = self._compiled(rows, seen, cache, layers, heard)
+        else:
+            with _Listening(self.decoder_layers, layers) as heard:
+                read = self._fixed(rows, seen, cache, layers, heard)
+        cache.advance(count)
+        hidden, auxiliary = read
+        return TargetOutput(hidden[:, :count], None if auxiliary is None else auxiliary[:, :count])
+
+    def _fixed(
+        self, token_ids: Tensor, sees: Tensor, cache: FixedCache, layers: tuple[int, ...], heard: dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(hidden, auxiliary) behind token_ids[1, N]; every shape is the same whatever the cache holds."""
+        own = torch.arange(cache.length, device=sees.device) - cache.end  # which of the N rows a key is, if any
+        positions = cache.end + sees.sum(1) - 1
+        mine = own.clamp(0, len(sees) - 1)
+        visible = (own < 0) | ((own < len(sees)) & sees[:, mine])
+        places = torch.where(own < 0, cache.end + own, positions[mine])
+        hidden = self._read(token_ids, positions[None], cache, self._masks(visible, places, positions))
+        auxiliary = torch.cat([heard[i] for i in layers], -1) if layers else None
+        return hidden, auxiliary
 
     def _forward(
         self,
         token_ids: Tensor,
         positions: Tensor | None,
-        cache: DynamicCache | None,
+        cache: Cache | None,
         layers: tuple[int, ...],
         mask: Tensor | dict[str, Tensor] | None,
     ) -> TargetOutput:
         with _Listening(self.decoder_layers, layers) as heard:
-            output = self._body(
-                input_ids=token_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=cache is not None,
-                **{self._cache_argument: cache},
-            )
+            hidden = self._read(token_ids, positions, cache, mask)
         auxiliary = torch.cat([heard[i] for i in layers], -1) if layers else None
-        return TargetOutput(output.last_hidden_state, auxiliary)
+        return TargetOutput(hidden, auxiliary)
+
+    def _read(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None,
+        cache: Cache | None,
+        mask: Tensor | dict[str, Tensor] | None,
+    ) -> Tensor:
+        output = self._body(
+            input_ids=token_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=cache is not None,
+            **{self._cache_argument: cache},
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     @property
     def _layer_kinds(self) -> list[str]:
@@ -190,7 +264,7 @@ class Target:
         return sorted(set(getattr(self.text_config, "layer_types", None) or [one]))
 
     @staticmethod
-    def keep(cache: DynamicCache, start: int, places: Tensor) -> None:
+    def keep(cache: Cache, start: int, places: Tensor) -> None:
         """Of what the cache holds from `start` on, only the rows at start + places[n] stay, in that order."""
         stop = start + len(places)
         for layer in cache.layers:
@@ -199,7 +273,7 @@ class Target:
         Target.crop(cache, stop)
 
     @staticmethod
-    def crop(cache: DynamicCache, length: int) -> None:
+    def crop(cache: Cache, length: int) -> None:
         """Forgets what the cache holds behind `length`."""
         behind = cache.get_seq_length() - length
         if behind:

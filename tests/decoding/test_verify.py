@@ -21,7 +21,7 @@ def draft(tokens: list[int], parents: list[int] | None = None) -> Proposal:
 
 
 def path(proposal: Proposal, chosen: list[int]) -> list[int]:
-    return accepted_path(proposal, torch.tensor(chosen)).tolist()
+    return accepted_path(proposal, torch.tensor(chosen)).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("drafted", [True, False])

@@ -269,9 +269,9 @@ def test_a_wrong_token_in_the_data_type_of_deployment_is_no_tie(
     drafter = moved(rounded, "medusa").to(torch.bfloat16)
 
     def wrong(self: Verifier, proposal: Proposal, logits: Tensor) -> Any:
-        places = torch.empty(0, dtype=torch.long)
+        nothing = torch.zeros(len(proposal.token_ids), dtype=torch.bool)
         rank = int(len(proposal.token_ids) > 0)
-        return self._verdict(proposal, places, logits[0].topk(2).indices[rank])
+        return self._verdict(proposal, nothing, logits[0].topk(2).indices[rank, None])
 
     assert all(check.passed for check in check_deployment(rounded, drafter, prompts(rounded), LIMIT))
     monkeypatch.setattr(Verifier, "__call__", wrong)

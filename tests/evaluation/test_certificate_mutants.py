@@ -72,8 +72,8 @@ MUTANTS = [
     Mutant(
         Verifier,
         "__call__",
-        "self._draw(left[row_behind(places)])",
-        "self._draw(self.sampling.probabilities(logits)[row_behind(places)])",
+        "self._draw_behind(path, left)",
+        "self._draw_behind(path, self.sampling.probabilities(logits))",
         SAMPLED[1:],
         tokens=2400,
     ),
@@ -88,8 +88,8 @@ MUTANTS = [
 ]  # fmt: skip
 SLOWER = [
     Mutant(StaticTree, "grow", "torch.tensor(level.above, device=device)", "place", ()),
-    Mutant(generation, "_run", "rows = pad(verdict.places + 1, (1, 0))", "rows = torch.arange(accepted + 1)", ()),
-    Mutant(generation, "_run", "verdict.token_ids, read.hidden", "verdict.token_ids.flip(0), read.hidden", ()),
+    Mutant(generation, "_run", "[0, *(place + 1 for place in verdict.places)]", "[*range(accepted + 1)]", ()),
+    Mutant(generation, "_run", "token_ids, read.hidden", "token_ids.flip(0), read.hidden", ()),
 ]
 
 

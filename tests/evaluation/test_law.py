@@ -50,9 +50,9 @@ MUTANTS = [
     ("deepest", "~(ancestors & ~kept).any(1)", "kept", trees),
     ("accepted_path", "chosen[:-1]", "chosen[1:]", choices_error),
     ("accepted_path", "chosen[proposal.parents + 1]", "chosen[proposal.parents]", choices_error),
-    ("deepest", "kept.int().cumprod(0).sum()", "kept.int().sum()", choices_error),
-    ("row_behind", "int(places[-1]) + 1", "int(places[-1])", choices_error),
-    ("row_behind", "int(places[-1]) + 1", "len(places)", trees),
+    ("deepest", "kept.int().cumprod(0).bool()", "kept", choices_error),
+    ("row_behind", "arange(1, len(path) + 1", "arange(0, len(path)", choices_error),
+    ("row_behind", "(rows * path, (1, 0)).amax(0, keepdim=True)", "(path, (1, 0)).sum(0, keepdim=True)", trees),
 ]
 
 

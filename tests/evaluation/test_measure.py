@@ -88,7 +88,9 @@ def test_a_changed_output_is_found(
     target: Target, drafter: Drafter, prompts: list[EvaluationPrompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verification that accepts everything must show up as not lossless."""
-    monkeypatch.setattr(verify, "accepted_path", lambda draft, _chosen: torch.arange(len(draft.token_ids)))
+    monkeypatch.setattr(
+        verify, "accepted_path", lambda draft, _chosen: torch.ones(len(draft.token_ids), dtype=torch.bool)
+    )
     way = Way("chain", drafter, 2)
     measured = measure(target, [PLAIN, way], prompts, 12, 1, 0, print)
     assert not summarize(way, measured["chain"], measured["no drafter"], BOOTSTRAP)["lossless"]

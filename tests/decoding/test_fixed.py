@@ -1,0 +1,175 @@
+"""Decoding in passes of fixed shapes: the same tokens, one compiled form, one wait for the device in a step."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from specdec.decoding import generate, steps
+from specdec.drafters import DraftState, Sampling, StaticTree, Tree
+from specdec.drafters.prompt_lookup import PromptLookup
+from specdec.errors import ConfigError
+from specdec.targets import Target
+from tests.drafters.test_trees import CHOICES, moved, observed
+
+PROMPTS = [[1, 4, 30, 41, 52, 63, 2, 5], [1, 4, 100, 2, 5], [1, 4, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 2, 5]]
+STATIC = StaticTree.of([(0,), (1,), (0, 0), (0, 1)])
+FORMS: dict[str, Any] = {"chain": None, "dynamic tree": Tree(2, 2, 5), "static tree": STATIC}
+LIMIT = 30
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """torch.compile without the compiler behind it: the graphs that it was given."""
+    graphs: list[Any] = []
+    compile_with: Any = torch.compile
+
+    def keep(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def compiled(function: Any, **choices: Any) -> Any:
+        return compile_with(function, backend=keep, fullgraph=True, **choices)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch._dynamo.reset()
+    yield graphs
+    torch._dynamo.reset()
+
+
+def fresh(target: Target) -> Target:
+    """What is compiled stays with it."""
+    return Target(target.model, target.tokenizer, target.identity, target.name)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("choice", [*CHOICES, "lookup"])
+def test_a_fixed_cache_changes_no_token(target: Target, choice: str, form: str, sampling: Sampling) -> None:
+    if choice == "lookup" and form != "chain":
+        pytest.skip("prompt lookup copies one path")
+    drafter = PromptLookup() if choice == "lookup" else moved(target, choice)
+    cache = target.fixed_cache(60, 6)
+    for prompt in PROMPTS:
+        choices: dict[str, Any] = {"tree": FORMS[form], "seed": 3}
+        wanted = generate(target, drafter, prompt, LIMIT, sampling, **choices)
+        assert generate(target, drafter, prompt, LIMIT, sampling, cache=cache, **choices) == wanted
+        cache.reset()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_compiled_it_drafts_and_says_the_same_in_one_form(target: Target, compiler: list[Any], choice: str) -> None:
+    drafter = moved(target, choice)
+    drafter.target = mine = fresh(target)
+    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in PROMPTS]
+    mine.compile()
+    drafter.compile_drafting()
+    cache = mine.fixed_cache(60, drafter.draft_tokens + 1)
+    for prompt, plain in zip(PROMPTS, wanted, strict=True):
+        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
+        cache.reset()
+    assert len(compiler) == 2, "one form of the base's pass and one of the drafter's, for all prompts and steps"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_compiled_it_drafts_the_same_behind_whatever_was_accepted(
+    target: Target, compiler: list[Any], choice: str
+) -> None:
+    """A prompt, then one to all of the drafts accepted, in turn."""
+    drafter = moved(target, choice)
+    ids = torch.randint(6, target.vocab_size, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    step = drafter.draft_tokens + 1
+    drafter.compile_drafting()
+    ours, theirs = DraftState(fixed=(80, step)), DraftState()
+    read = 0
+    with torch.inference_mode():
+        for more in (20, 1, step, 2, step, 1, 3):
+            for state in (ours, theirs):
+                observed(target, drafter, ids[: read + more + 1], state, read)
+            read += more
+            drafts = [drafter.propose(state, drafter.draft_tokens).token_ids.tolist() for state in (ours, theirs)]
+            assert drafts[0] == drafts[1]
+            assert len(drafts[0]) == drafter.draft_tokens
+    assert len(compiler) == 1
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_compiled_it_ends_where_the_context_does(target: Target, compiler: list[Any], choice: str) -> None:
+    drafter = moved(target, choice)
+    drafter.target = mine = fresh(target)
+    prompt = [6 + i % 200 for i in range(target.max_positions - 12)]
+    wanted = generate(mine, drafter, prompt, LIMIT)
+    assert len(wanted.token_ids) <= 12
+    mine.compile()
+    drafter.compile_drafting()
+    cache = mine.fixed_cache(target.max_positions, drafter.draft_tokens + 1)
+    assert generate(mine, drafter, prompt, LIMIT, cache=cache) == wanted
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_real_compiler_says_the_same(target: Target, choice: str) -> None:
+    drafter = moved(target, choice)
+    drafter.target = mine = fresh(target)
+    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in PROMPTS]
+    mine.compile()
+    drafter.compile_drafting()
+    cache = mine.fixed_cache(60, drafter.draft_tokens + 1)
+    for prompt, plain in zip(PROMPTS, wanted, strict=True):
+        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
+        cache.reset()
+
+
+def test_a_cache_that_is_too_short_is_refused(target: Target) -> None:
+    cache = target.fixed_cache(20, 4)
+    with pytest.raises(ConfigError, match="8 tokens and 30 new ones need more than the 20 positions that are free"):
+        generate(target, None, PROMPTS[0], 30, cache=cache)
+    assert len(generate(target, None, PROMPTS[0], 12, cache=cache).token_ids) == 12
+    with pytest.raises(ConfigError, match="reset it, or make a longer one"):
+        generate(target, None, PROMPTS[0], 12, cache=cache)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what a GPU would have to be waited for: numbers that go to the host, shapes that depend on them."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "_to_cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.NAMES or by_mask:
+            self.seen[name] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("form", ["chain", "dynamic tree"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_step_waits_once_for_the_device(
+    target: Target, monkeypatch: pytest.MonkeyPatch, choice: str, form: str, sampling: Sampling
+) -> None:
+    """When it has verified: all that the host has to know comes at once."""
+    drafter = moved(target, choice)
+    waits = _Waits()
+    listed = torch.Tensor.tolist
+
+    def tolist(tensor: Tensor) -> Any:
+        waits.seen["tolist"] += 1
+        return listed(tensor)
+
+    made = steps(target, drafter, PROMPTS[0], LIMIT, sampling, seed=0, tree=FORMS[form])
+    next(made)
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    with waits:
+        count = len(list(made))
+    assert count > 5
+    assert dict(waits.seen) == {"tolist": count}
