@@ -1,11 +1,12 @@
 """Decoding speed, interleaved in one process: ours with and without the drafter, and transformers' `generate`.
 
     python -m benchmarks.decoding [--base models/base] [--drafter models/drafters/medusa] [--prompts 32]
-                                  [--tree 4,3,12] [--draft-model DIR]
+                                  [--tree 4,3,12] [--draft-model DIR] [--compiled]
 
 Greedy. The first table: tokens/s, the ratio to our plain loop, tokens and milliseconds a pass. "transformers"
 is its plain loop, its prompt lookup, and (--draft-model) its assisted generation with that small model, which ours is
-given too. The second table: where a step of ours goes: drafting, the base's pass, and the rest (choosing, verifying,
+given too (`python -m benchmarks.draft_model` makes one). --compiled: passes of fixed shapes, compiled, beside them.
+The second table: where a step of ours goes: drafting, the base's pass, and the rest (choosing, verifying,
 rolling back, Python), with the bound `acceptance length / (1 + drafting / a plain step)` and what is reached of it.
 """
 
@@ -59,6 +60,8 @@ def main() -> None:
     small = Target.from_pretrained(options.draft_model, dtype=options.dtype) if options.draft_model else None
     with clocked(target, "forward", "forward_tree") as base, clocked(drafter, "propose") as drafting:
         ways = decodings(options, target, drafter, small)
+        if options.compiled:
+            ways |= compiled_decodings(options, prompts)
         found = measure(ways, prompts, base, drafting)
     for name, total in found.items():
         if total.answers != found[PLAIN].answers:
@@ -97,6 +100,30 @@ def decodings(options: argparse.Namespace, target: Target, drafter: Any, small: 
         ways["draft model"] = ours(DraftModel.for_base(small, target))
         ways["transformers, draft model"] = theirs(assistant_model=small.model)
     return ways
+
+
+def compiled_decodings(options: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Decode]:
+    """With a base and a drafter of their own, whose passes are not clocked."""
+    target = Target.from_pretrained(options.base, dtype=options.dtype)
+    drafter, _ = load_any(options.drafter, target)
+    target.compile()
+    drafter.compile_drafting()
+    longest = max(map(len, prompts)) + options.max_new_tokens
+
+    def ours(with_drafter: Proposer | None, step: int) -> Decode:
+        cache = target.fixed_cache(longest, step)
+
+        def decode(ids: list[int]) -> tuple[list[int], int]:
+            cache.reset()
+            made = generate(target, with_drafter, ids, options.max_new_tokens, cache=cache)
+            return made.token_ids, made.steps + 1
+
+        return decode
+
+    return {
+        f"{PLAIN}, compiled": ours(None, 1),
+        f"{drafter.method}, chain of {drafter.draft_tokens}, compiled": ours(drafter, drafter.draft_tokens + 1),
+    }
 
 
 @contextmanager
@@ -184,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--tree", default="4,3,12")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compiled", action="store_true")
     return parser.parse_args()
 
 
