@@ -30,5 +30,8 @@ class Stop:
     def _completed(self, made: list[int], tokens: list[int]) -> bool:
         """A stop string ends with the last of `tokens`: none was there before, or nothing would come behind it."""
         longest = max(len(string.encode()) for string in self.strings)  # in tokens too, each being a byte or more
-        text = self.tokenizer.decode([*made[-longest:], *tokens][-longest - 1 :])
+        # Behind a token of text: some tokenizers leave out a space with which a text begins, and this one goes on.
+        lead = self.tokenizer.encode("a", add_special_tokens=False)[-1:]
+        text = self.tokenizer.decode([*lead, *[*made[-longest:], *tokens][-longest - 1 :]])
+        text = text[len(self.tokenizer.decode(lead)) :]
         return any(string in text for string in self.strings)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from specdec.drafters import Sampling
 
+EDGE = 1e-3  # of logits, and of probability
+
 
 def plain_law(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """logits[n, V] -> (probabilities[n, V] in float64 in descending order, the tokens[n, V] that they belong to).
@@ -27,3 +29,21 @@ def plain_law(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         law = law.masked_fill(in_front >= sampling.top_p, 0)
         law = law / law.sum(-1, keepdim=True)
     return law, tokens
+
+
+def impossible(logits: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+    """bool[n]: tokens[n] behind logits[n, V] that are never drawn, not even where the cuts fall a little later.
+
+    Two readings of one context differ by rounding, so a token at the very edge of a cut may be kept by the other one.
+    """
+    ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    place = (order == tokens[:, None]).int().argmax(-1, keepdim=True)
+    out = torch.zeros_like(place, dtype=torch.bool)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        last = sampling.top_k - 1
+        out |= ordered.gather(-1, place) < ordered[:, last, None] - EDGE
+        place, ordered = place.clamp(max=last), ordered[:, : last + 1]
+    if sampling.top_p < 1:
+        law = (ordered / sampling.temperature).softmax(-1)
+        out |= law.cumsum(-1).gather(-1, place) - law.gather(-1, place) >= sampling.top_p + EDGE
+    return out[:, 0]

@@ -25,7 +25,7 @@ from torch import Tensor
 from specdec.decoding import steps
 from specdec.drafters import Proposer, Sampling, Shape
 from specdec.evaluation.check import Check, Subject
-from specdec.evaluation.plain_law import plain_law
+from specdec.evaluation.plain_law import impossible, plain_law
 from specdec.targets import Target
 
 SAMPLINGS = (Sampling(1.0), Sampling(0.8, top_k=20, top_p=0.9))
@@ -74,10 +74,10 @@ def check_sampling(subject: Subject, tokens: int, ways: tuple[Way, ...] = WAYS) 
                 answers = answers_of(subject, proposer, shape, way.draws, sampling, share, seeds)
                 orders = {"probability": None} | ({"leaning": subject.lean} if proposer is subject.near else {})
                 for order, key in orders.items():
-                    found, impossible = transformed(subject.target, answers, sampling, random, key)
+                    found, never = transformed(subject.target, answers, sampling, random, key)
                     told = {"sampling": str(sampling), "with": who, "order": order}
                     tested += [{**told, **one} for one in _chi_squares(found)]
-                emitted, outside = emitted + sum(map(len, found.values())), outside + impossible
+                emitted, outside = emitted + sum(map(len, found.values())), outside + never
         yield _check(f"sampling, {way}", tested, emitted, outside)
 
 
@@ -89,8 +89,8 @@ def _chi_squares(found: dict[int, Tensor]) -> list[dict[str, Any]]:
     return [{"position": place, **uniformity(u)} for place, u in groups.items() if len(u) >= FEWEST]
 
 
-def _check(name: str, tested: list[dict[str, Any]], tokens: int, impossible: int) -> Check:
-    figures = {"tokens": tokens, "positions": tested, "tokens_outside_the_law": impossible, "least": LEAST}
+def _check(name: str, tested: list[dict[str, Any]], tokens: int, outside: int) -> Check:
+    figures = {"tokens": tokens, "positions": tested, "tokens_outside_the_law": outside, "least": LEAST}
     if not tested:
         told = f"not shown: no position of a step has {FEWEST} of the {tokens} tokens (sample more tokens)"
         return Check(name, False, told, figures)
@@ -101,8 +101,10 @@ def _check(name: str, tested: list[dict[str, Any]], tokens: int, impossible: int
         f"{tokens} tokens, {len(tested)} chi-squares at positions up to {last}: "
         f"least p-value {worst['p_value']:.2g}, corrected {corrected:.2g}"
     )
-    passed = corrected >= LEAST
-    if not passed:
+    passed = corrected >= LEAST and not outside
+    if outside:
+        told += f"; {outside} tokens that the base never draws"
+    if corrected < LEAST:
         where = ", ".join(str(worst[key]) for key in ("with", "order", "sampling"))
         told += f"; below {LEAST} (position {worst['position']}, {where})"
     return Check(name, passed, told, {**figures, "corrected_p_value": corrected})
@@ -149,7 +151,7 @@ def transformed(
     random: torch.Generator,
     key: Tensor | None = None,
 ) -> tuple[dict[int, Tensor], int]:
-    """(U[n] of the tokens at each position of a step, how many tokens the base's law gives no chance at all).
+    """(U[n] of the tokens at each position of a step, how many tokens the base never draws: see `impossible`).
 
     key[V]: tokens are ordered by it, the largest in front; None: by their probability. Positions count from 0; the
     prompt's own token is at none of them.
@@ -163,7 +165,8 @@ def transformed(
         values = []
         rows = max(1, _NUMBERS // target.vocab_size)
         for states, tokens in zip(hidden.split(rows), emitted.split(rows), strict=True):
-            law, order = plain_law(target.logits(states), sampling)
+            logits = target.logits(states)
+            law, order = plain_law(logits, sampling)
             if key is not None:
                 law = torch.zeros_like(law).scatter(-1, order, law)
                 order = key.argsort(descending=True).expand_as(law)
@@ -172,7 +175,7 @@ def transformed(
             own = law.gather(-1, place)[:, 0]
             v = torch.rand(len(own), dtype=torch.float64, generator=random).to(own.device)
             values.append(law.cumsum(-1).gather(-1, place)[:, 0] - (1 - v) * own)
-            outside += int((own == 0).sum())
+            outside += int(impossible(logits, tokens, sampling).sum())
         flat = torch.cat(values).tolist()
         for place, value in zip([p for a in some for p in a.places], flat, strict=True):
             found[place].append(value)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.generation import StopStringCriteria
 
 from specdec.decoding import Stop, generate
@@ -51,6 +53,22 @@ def test_inside_a_draft(target: Target, length: int) -> None:
     assert len(plain) <= 10
     made = generate(target, Oracle(truth, [], length, target.vocab_size), PROMPT, 30, stop=stop)
     assert made.token_ids == plain
+
+
+def test_a_space_in_front_is_seen_at_the_answers_start() -> None:
+    """As SentencePiece has it: a text that begins with a word decodes without the space in front of it."""
+    letters = {letter: i for i, letter in enumerate("abcdef▁")}
+    inner = Tokenizer(models.BPE(vocab={**letters, "▁a": 7, "▁b": 8}, merges=[("▁", "a"), ("▁", "b")]))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False)
+    assert tokenizer.decode([8, 2]) == "bc"
+    stop = Stop(frozenset(), (" b",), tokenizer)
+    for made, tokens in (([], [8, 2]), ([7], [2, 8, 2]), ([], [1, 8, 2])):
+        end = tokens.index(8) + 1
+        assert stop.cut(made, tokens, 9) == (tokens[:end], True)
+        assert by_transformers(tokenizer, [*made, *tokens], [" b"]) == [*made, *tokens[:end]]
+    assert stop.cut([], [1, 2], 9) == ([1, 2], False)
 
 
 def test_the_limit_comes_first(target: Target) -> None:

@@ -17,8 +17,8 @@ from specdec.evaluation import Certificate, certify, law
 from specdec.evaluation.cache_check import check_cache
 from specdec.evaluation.check import Check
 from specdec.evaluation.greedy_check import check_deployment, readings
-from specdec.evaluation.plain_law import plain_law
-from specdec.evaluation.sampling_check import WAYS, Answer, check_sampling, transformed, uniformity
+from specdec.evaluation.plain_law import impossible, plain_law
+from specdec.evaluation.sampling_check import WAYS, Answer, _check, check_sampling, transformed, uniformity
 from specdec.targets import Target
 from tests.drafters.test_families import SETTINGS
 from tests.drafters.test_trees import moved
@@ -238,6 +238,32 @@ def test_the_transform_is_written_out(target: Target) -> None:
     assert found.keys() == {0, 1}
     for place, values in found.items():
         torch.testing.assert_close(values, torch.tensor(wanted[place], dtype=torch.float64), rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_that_is_never_drawn_fails_the_check() -> None:
+    fine = [{"position": "all", "p_value": 0.5, "with": "", "order": "", "sampling": ""}]
+    assert _check("sampling", fine, 1000, 0).passed
+    check = _check("sampling", fine, 1000, 1)
+    assert not check.passed
+    assert check.told.endswith("; 1 tokens that the base never draws")
+
+
+def test_what_is_never_drawn_is_told_from_the_edge_of_a_cut() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.1, 0.09995, 0.00005]).log().expand(5, 5)
+    tokens = torch.arange(5)
+    assert impossible(logits, tokens, Sampling(1.0)).tolist() == [False] * 5
+    never = {
+        Sampling(1.0, top_k=3): [4],
+        Sampling(1.0, top_k=2): [2, 3, 4],
+        Sampling(1.0, top_p=0.7): [2, 3, 4],
+        Sampling(1.0, top_p=0.7999): [3, 4],
+        # 0.5 and 0.3 of 0.9 stand in front of the two that tie for the third place
+        Sampling(1.0, top_k=3, top_p=0.8): [2, 3, 4],
+        Sampling(1.0, top_k=3, top_p=0.9): [4],
+    }
+    for sampling, wanted in never.items():
+        assert impossible(logits, tokens, sampling).nonzero().flatten().tolist() == wanted, sampling
+    assert impossible(logits, tokens, Sampling()).tolist() == [False] * 5
 
 
 def test_the_plain_law_by_hand() -> None:
