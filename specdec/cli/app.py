@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from specdec.cli.options import OWN, TRAINING, given, naming_options, of_method, of_training, spellings
 from specdec.config import load_params, profile_names, use_profile
 from specdec.errors import SpecdecError, disk_is_full, tell_error
 
@@ -49,6 +50,7 @@ def check() -> None:
 
 @app.command()
 def synthesize(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", "--data-path", "--data_path", help="Conversations: JSONL or JSON.")],
     output: Annotated[Path, typer.Option("--output", "--output-path", "--output_path", help="JSONL to write.")],
     url: Annotated[
@@ -109,6 +111,7 @@ def synthesize(
         concurrency=concurrency,
         metrics=metrics,
         resume=resume,
+        options=spellings(context),
     )
     try:
         answer_file(request, plain)
@@ -121,6 +124,7 @@ def synthesize(
 
 @app.command()
 def train(
+    context: typer.Context,
     model: Annotated[str, typer.Option("--model", "--model-name-or-path", "--model_name_or_path", help="The base.")],
     data: Annotated[
         Path, typer.Option("--data", "--data-path", "--data_path", help="What `synthesize` wrote, or conversations.")
@@ -128,59 +132,64 @@ def train(
     output_dir: Annotated[Path, typer.Option("--output-dir", "--output_dir", help="The drafter's folder.")],
     mode: Annotated[str, typer.Option(help="medusa, eagle or eagle3.")] = "eagle3",
     eval_data: Annotated[
-        Path | None, typer.Option("--eval-data", "--eval_data", help="Conversations for validation.")
+        Path | None,
+        typer.Option("--eval-data", "--eval_data", help="Conversations for validation.", show_default="none"),
     ] = None,
     eval_share: Annotated[float, typer.Option(min=0.001, max=0.5, help="Held back for it otherwise.")] = 0.05,
-    num_epochs: Annotated[float | None, typer.Option("--num-epochs", "--num_epochs")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", "--learning-rate", help="Its peak; a cosine down to 0.")] = None,
-    save_steps: Annotated[int | None, typer.Option("--save-steps", "--save_steps", help="Each is validated.")] = None,
+    num_epochs: Annotated[
+        float | None, of_training("num_epochs", "--num-epochs", "--num_epochs", help="Over the data.")
+    ] = None,
+    lr: Annotated[
+        float | None, of_training("lr", "--lr", "--learning-rate", help="Its peak; a cosine down to 0.")
+    ] = None,
+    save_steps: Annotated[
+        int | None, of_training("save_steps", "--save-steps", "--save_steps", help="Each is validated.")
+    ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", "--training-seq-len", "--training_seq_len", help="Of a packed row.")
+        int | None,
+        of_training(
+            "max_length",
+            "--max-length",
+            "--training-seq-len",
+            "--training_seq_len",
+            help="Of a packed row.",
+            but=", or what the base takes",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "--rows-per-step", help="Packed rows in one step.")
+        int | None, of_training("batch_size", "--batch-size", "--rows-per-step", help="Packed rows in one step.")
     ] = None,
-    rows_per_pass: Annotated[int | None, typer.Option(help="Packed rows that a process takes at once.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = None,
-    features: Annotated[str | None, typer.Option(help="online, or cached: run the base once.")] = None,
+    rows_per_pass: Annotated[
+        int | None, of_training("rows_per_pass", help="Packed rows that a process takes at once.")
+    ] = None,
+    dtype: Annotated[str | None, of_training("dtype", help="Of the base: float32, bfloat16 or float16.")] = None,
+    features: Annotated[str | None, of_training("features", help="online, or cached: run the base once.")] = None,
     warm_start: Annotated[
-        str | None, typer.Option(help="Drafter to go on from: a folder, or models:/NAME@ALIAS.")
+        str | None, of_training("warm_start", help="Drafter to go on from: a folder, or models:/NAME@ALIAS.")
     ] = None,
-    early_stopping: Annotated[int | None, typer.Option(help="Validations without a better one.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    loss: Annotated[str | None, typer.Option(help="kl, overlap, hybrid or cross_entropy.")] = None,
-    draft_tokens: Annotated[int | None, typer.Option(help="EAGLE: the chain that is drafted.")] = None,
-    unroll_steps: Annotated[int | None, typer.Option(help="EAGLE: draft positions trained.")] = None,
-    draft_vocab_size: Annotated[int | None, typer.Option(help="EAGLE-3: most frequent answer tokens.")] = None,
-    medusa_num_heads: Annotated[int | None, typer.Option("--medusa-num-heads", "--medusa_num_heads")] = None,
-    medusa_num_layers: Annotated[int | None, typer.Option("--medusa-num-layers", "--medusa_num_layers")] = None,
-    eagle_num_layers: Annotated[int | None, typer.Option("--eagle-num-layers", "--eagle_num_layers")] = None,
+    early_stopping: Annotated[
+        int | None, of_training("early_stopping", help="Validations without a better one.", nothing="never")
+    ] = None,
+    seed: Annotated[int | None, of_training("seed", help="Of all that is random.")] = None,
+    loss: Annotated[str | None, of_method("loss", help="kl, overlap, hybrid or cross_entropy.")] = None,
+    draft_tokens: Annotated[int | None, of_method("draft_tokens", help="The chain that is drafted.")] = None,
+    unroll_steps: Annotated[int | None, of_method("unroll_steps", help="Draft positions trained.")] = None,
+    draft_vocab_size: Annotated[
+        int | None, of_method("draft_vocab_size", help="Most frequent answer tokens.", nothing="all")
+    ] = None,
+    medusa_num_heads: Annotated[
+        int | None, of_method("medusa_num_heads", "--medusa-num-heads", "--medusa_num_heads")
+    ] = None,
+    medusa_num_layers: Annotated[
+        int | None, of_method("medusa_num_layers", "--medusa-num-layers", "--medusa_num_layers")
+    ] = None,
+    eagle_num_layers: Annotated[
+        int | None, of_method("eagle_num_layers", "--eagle-num-layers", "--eagle_num_layers")
+    ] = None,
 ) -> None:
     """Trains a drafter on a frozen base. Several processes on this machine: SPECDEC_PROCESSES."""
     from specdec.cli.train import Request, train_drafter
 
-    own = {
-        "loss": loss,
-        "draft_tokens": draft_tokens,
-        "unroll_steps": unroll_steps,
-        "draft_vocab_size": draft_vocab_size,
-        "medusa_num_heads": medusa_num_heads,
-        "medusa_num_layers": medusa_num_layers,
-        "eagle_num_layers": eagle_num_layers,
-    }
-    training = {
-        "epochs": num_epochs,
-        "learning_rate": lr,
-        "save_steps": save_steps,
-        "max_length": max_length,
-        "rows_per_step": batch_size,
-        "rows_per_pass": rows_per_pass,
-        "dtype": dtype,
-        "features": features,
-        "warm_start": warm_start,
-        "early_stopping": early_stopping,
-        "seed": seed,
-    }
     request = Request(
         model=model,
         data=data,
@@ -188,15 +197,16 @@ def train(
         eval_share=eval_share,
         mode=mode,
         output=output_dir,
-        own={name: value for name, value in own.items() if value is not None},
-        training={name: value for name, value in training.items() if value is not None},
+        own=given(context, OWN),
+        training={TRAINING[name]: value for name, value in given(context, TRAINING).items()},
+        options=spellings(context),
         command=["-m", "specdec", *sys.argv[1:]],
     )
     try:
         train_drafter(request, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        saved = any(output_dir.parent.glob(f"{output_dir.name}.work/*/checkpoint-*"))
-        how = "it goes on from its last checkpoint" if saved else "it begins anew (--save-steps comes too late)"
+        saved = any(output_dir.parent.glob(f"{output_dir.name}.work/*/checkpoint-*/complete"))
+        how = "it goes on from its last checkpoint" if saved else "it begins anew (no step was saved yet)"
         _fail(f"interrupted: run the same command again, {how}", 130)
 
 
@@ -226,17 +236,18 @@ def evaluate(
 
     from specdec.cli.evaluate import Request, evaluate_drafter, plan_of, table
 
-    plan = plan_of(
-        max_new_tokens,
-        repeats,
-        seed,
-        temperature or [],
-        draft_length or [],
-        tree or [],
-        static_nodes or [],
-    )
-    request = Request(model, drafter, prompts, calibration, max_prompts, dtype, output, plan)
-    found = evaluate_drafter(request, lambda line: print(line, file=sys.stderr, flush=True))
+    with naming_options({"tree": "--tree", "temperature": "--temperature", "temperatures": "--temperature"}):
+        plan = plan_of(
+            max_new_tokens,
+            repeats,
+            seed,
+            temperature or [],
+            draft_length or [],
+            tree or [],
+            static_nodes or [],
+        )
+        request = Request(model, drafter, prompts, calibration, max_prompts, dtype, output, plan)
+        found = evaluate_drafter(request, lambda line: print(line, file=sys.stderr, flush=True))
     header, *rows = table(found)
     shown = Table(*header, box=None, pad_edge=False, header_style="bold")
     for row in rows:
@@ -276,8 +287,9 @@ def generate(
     from specdec.export import load_any
     from specdec.targets import Target
 
-    shape = parse_tree(tree) if tree else None
-    sampling = Sampling(temperature, top_k, top_p)
+    with naming_options({name: f"--{name.replace('_', '-')}" for name in ("tree", "temperature", "top_k", "top_p")}):
+        shape = parse_tree(tree) if tree else None
+        sampling = Sampling(temperature, top_k, top_p)
     target = Target.from_pretrained(base)
     loaded, _ = load_any(drafter, target)
     ids = prompt_ids(target.tokenizer, [{"role": "user", "content": prompt}])

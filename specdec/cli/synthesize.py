@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.cli.options import naming_options
 from specdec.config import Environment, Sampling, parse_urls, validated
 from specdec.data.conversations import RowCount, read_conversations
 from specdec.data.prompts import make_prompt
@@ -23,6 +24,17 @@ from specdec.synthesis import BaseTokens, Journal, Recipe, Server, assemble, cou
 
 ALL_TURNS = sys.maxsize
 
+# Parameters of the command -> settings of `sampling`.
+_SAMPLING = {
+    "samples": "samples",
+    "temperature": "temperatures",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "max_tokens": "max_tokens",
+    "cut_off": "cut_off",
+}
+
 Say = Callable[[str], None]
 
 
@@ -30,6 +42,7 @@ Say = Callable[[str], None]
 class Request:
     """What the command line asks for. base: a folder with the base's tokenizer, for servers that give no token ids.
 
+    options: {parameter: its option, as it was typed}.
     urls: comma-separated. max_model_len: tokens of prompt and answer together; None is the server's own limit.
     """
 
@@ -45,11 +58,14 @@ class Request:
     concurrency: int | None
     metrics: Path | None
     resume: bool
+    options: dict[str, str]
 
 
 def answer_file(request: Request, say: Say) -> None:
     """Raises a SpecdecError, with what was answered kept in the journal."""
-    sampling = validated(Sampling, request.sampling, "command line")
+    options = {setting: request.options[name] for name, setting in _SAMPLING.items()}
+    with naming_options(options):
+        sampling = validated(Sampling, request.sampling, "command line", options)
     journal_file = _journal_file(request)
     before = _state(request.data)
     settings = _settings(request, sampling)

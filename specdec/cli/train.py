@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.cli.options import OWN, OWN_NAMES, TRAINING, naming_options
 from specdec.config import Environment, TrainingSettings, validated
 from specdec.config.defaults import METHOD_DEFAULTS, TRAINING_DEFAULTS
 from specdec.config.schema import DRAFTER_SECTIONS
@@ -22,18 +23,12 @@ Say = Callable[[str], None]
 
 FEATURES, WARM_START = "features", "warm_start"  # folders in OUTPUT.work
 
-# Options that have their method in their name -> the setting.
-_OWN_NAMES = {
-    "medusa": {"medusa_num_heads": "num_heads", "medusa_num_layers": "num_layers"},
-    "eagle": {"eagle_num_layers": "num_layers"},
-    "eagle3": {},
-}
-
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for. own: options of methods; training: settings. Both as far as they are given.
+    """What the command line asks for. own: parameters of methods; training: settings. Both as far as they are given.
 
+    options: {parameter: its option, as it was typed}.
     eval_data: conversations for validation; None holds some of `data` back, by a hash of their first question.
     """
 
@@ -45,11 +40,17 @@ class Request:
     output: Path
     own: dict[str, Any]
     training: dict[str, Any]
+    options: dict[str, str]
     command: list[str]
 
 
 def train_drafter(request: Request, say: Say) -> None:
-    """Raises a SpecdecError; what was trained so far is kept in OUTPUT.work."""
+    """Raises a SpecdecError, which names options; what was trained so far is kept in OUTPUT.work."""
+    with naming_options(_option_names(request)):
+        _train(request, say)
+
+
+def _train(request: Request, say: Say) -> None:
     settings = _settings(request)
     training: TrainingSettings = settings.training
     _check_files(request)
@@ -124,14 +125,22 @@ def _remove_work(root: Path, work: Path) -> None:
 def _settings(request: Request) -> Any:
     if request.mode not in METHOD_DEFAULTS:
         raise ConfigError(f"--mode {request.mode!r}: choose one of {', '.join(METHOD_DEFAULTS)}")
-    defaults, names = METHOD_DEFAULTS[request.mode], _OWN_NAMES[request.mode]
-    own = {names.get(name, name): value for name, value in request.own.items()}
-    unknown = sorted(own.keys() - defaults.keys())
+    defaults, names = METHOD_DEFAULTS[request.mode], OWN_NAMES[request.mode]
+    unknown = sorted(name for name in request.own if names.get(name, name) not in defaults)
     if unknown:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
-        raise ConfigError(f"{options}: not an option of --mode {request.mode}")
-    training = {**TRAINING_DEFAULTS, **request.training}
-    return validated(DRAFTER_SECTIONS[request.mode], {**defaults, **own, "training": training}, "command line")
+        named = ", ".join(request.options[name] for name in unknown)
+        raise ConfigError(f"{named}: not an option of --mode {request.mode}")
+    own = {names.get(name, name): value for name, value in request.own.items()}
+    options = {names.get(name, name): request.options[name] for name in request.own}
+    options |= {f"training.{setting}": request.options[name] for name, setting in TRAINING.items()}
+    content = {**defaults, **own, "training": {**TRAINING_DEFAULTS, **request.training}}
+    return validated(DRAFTER_SECTIONS[request.mode], content, "command line", options)
+
+
+def _option_names(request: Request) -> dict[str, str]:
+    """{setting: its option}, for errors of what is called with the settings."""
+    training = {setting: request.options[name] for name, setting in TRAINING.items()}
+    return training | {name: request.options[name] for name in OWN}
 
 
 def _check_files(request: Request) -> None:

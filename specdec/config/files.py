@@ -1,6 +1,7 @@
 """Reading `params.yaml` and laying a profile over it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +14,8 @@ from specdec.io import write_text
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+
+_WHICH_METHOD = ("union_tag_invalid", "union_tag_not_found")
 
 S = TypeVar("S", bound=Section)
 
@@ -79,28 +82,42 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def validated(section: type[S], content: dict[str, Any], where: str) -> S:
-    """A section of settings from anywhere. Raises ConfigError: one line a finding, beginning with `where`."""
+def validated(section: type[S], content: dict[str, Any], where: str, options: Mapping[str, str] | None = None) -> S:
+    """A section of settings from anywhere. Raises ConfigError: one line a finding, beginning with `where`.
+
+    options: {key's path: the option of the command line that set it}, which is named instead of both.
+    """
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        findings = [f"{where}: {_finding(e, section)}" for e in error.errors()]
+        findings = [_finding(e, section, where, options or {}) for e in error.errors()]
         raise ConfigError("\n".join(findings)) from None
 
 
-def _finding(error: Any, section: Any) -> str:
+def _finding(error: Any, section: Any, where: str, options: Mapping[str, str]) -> str:
     loc, method = _without_method(error["loc"])
+    if error["type"] in _WHICH_METHOD:
+        loc = (*loc, "method")
     key = ".".join(str(part) for part in loc)
+    return f"{_option(key, options) or f'{where}: {key}'.removesuffix(': ')}: {_told(error, section, loc, method)}"
+
+
+def _option(key: str, options: Mapping[str, str]) -> str | None:
+    """The option of this key, or of one that it is a part of."""
+    return next((options[name] for name in options if f"{key}.".startswith(f"{name}.")), None)
+
+
+def _told(error: Any, section: Any, loc: tuple[Any, ...], method: str | None) -> str:
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_siblings(section, loc, method)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.method: choose one of {', '.join(METHOD_SECTIONS)}"
+        return f"unknown key{_siblings(section, loc, method)}"
+    if kind in _WHICH_METHOD:
+        return f"choose one of {', '.join(METHOD_SECTIONS)}"
     if kind == "missing":
-        return f"{key}: missing"
+        return "missing"
     # A value that may be a secret is not repeated.
     value = "" if kind == "secret" or isinstance(error["input"], dict | list) else f" (it is {error['input']!r})"
-    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{value}"
+    return f"{message[0].lower()}{message[1:]}{value}"
 
 
 def _without_method(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:

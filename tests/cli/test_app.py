@@ -100,8 +100,8 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         (["--prompts", "none.jsonl"], "there is no file of prompts none.jsonl"),
         (["--prompts", "empty.jsonl"], "empty.jsonl is empty"),
         (["--drafter", "nothing"], "nothing"),
-        (["--tree", "2,2"], "write DEPTH,WIDTH,NODES"),
-        (["--temperature", "-1"], "temperature is -1"),
+        (["--tree", "2,2"], "error: --tree '2,2': write DEPTH,WIDTH,NODES"),
+        (["--temperature", "-1"], "error: --temperature is -1"),
         (["--dtype", "int8"], "--dtype is 'int8': choose one of float32, bfloat16, float16"),
     ],
 )

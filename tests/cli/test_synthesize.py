@@ -177,8 +177,9 @@ def begun(specdec: Any, server: Scripted, data: Path, tmp_path: Path) -> Path:
         ({"--temperature": "0.5"}, 2, "was begun with other settings"),
         ({"--system-prompt": "Be rude."}, 2, "system_prompt was None and is 'Be rude.'"),
         ({"--data": "no-such-file"}, 2, "no-such-file is no file"),
-        ({"--top-p": "0.5"}, 2, "top_p"),
-        ({"--cut-off": "guess"}, 2, "cut_off: input should be 'keep', 'drop' or 'continue'"),
+        ({"--top-p": "0.5"}, 2, "command line: at temperature 0 alone --top-p, --top-k and --min-p have no effect"),
+        ({"--temperature": "3"}, 2, "error: --temperature: input should be less than or equal to 2 (it is 3.0)"),
+        ({"--cut-off": "guess"}, 2, "error: --cut-off: input should be 'keep', 'drop' or 'continue'"),
         ({"--cut-off": "continue"}, 2, "sampling.cut_off was 'keep' and is 'continue'"),
     ],
 )

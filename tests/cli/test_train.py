@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from typer.main import get_command
 
 from specdec.cli.app import app, main
+from specdec.cli.options import in_options, of_method, of_training
 from specdec.config.defaults import METHOD_DEFAULTS, TRAINING_DEFAULTS
 from specdec.data.conversations import parse_row
 from specdec.data.rendering import render
@@ -308,6 +310,39 @@ def test_no_option_is_left_out_below() -> None:
     assert options == OTHERS | SHARED.keys() | {name for own in OWN.values() for name in own}
 
 
+def test_help_shows_the_default_of_every_option(
+    specdec: Specdec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not written down a second time: another default is another line of help."""
+    monkeypatch.setenv("COLUMNS", "250")
+    lines = done(specdec("--help")).splitlines()
+    found = [re.search(r"(--[a-z0-9-]+).*\[default: \(?(.*?)\)?\]", line) for line in lines]
+    shown = {option[1]: option[2] for option in found if option}
+    assert shown == {
+        "--mode": "eagle3",
+        "--eval-data": "none",
+        "--eval-share": "0.05",
+        **{option: str(TRAINING_DEFAULTS[setting]) for option, (setting, _) in SHARED.items()},
+        "--max-length": "2048, or what the base takes",
+        "--warm-start": "none",
+        "--early-stopping": "never",
+        "--loss": "kl",
+        "--draft-tokens": "eagle 3, eagle3 3",
+        "--unroll-steps": "eagle 3, eagle3 7",
+        "--draft-vocab-size": "eagle3 all",
+        "--medusa-num-heads": "medusa 2",
+        "--medusa-num-layers": "medusa 1",
+        "--eagle-num-layers": "eagle 1",
+    }
+
+
+def test_a_default_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRAINING_DEFAULTS, "learning_rate", 0.5)
+    monkeypatch.setitem(METHOD_DEFAULTS["eagle"], "loss", "hybrid")
+    assert of_training("lr", help="").show_default == "0.5"
+    assert of_method("loss").show_default == "medusa kl, eagle hybrid, eagle3 kl"
+
+
 @pytest.mark.parametrize("mode", METHOD_DEFAULTS)
 def test_every_option_is_in_the_drafters_record(
     specdec: Specdec, base: Path, data: Path, tmp_path: Path, mode: str
@@ -449,7 +484,7 @@ def test_two_processes_write_once(specdec: Specdec, base: Path, data: Path, tmp_
     refusal = together(*command, "three", "--draft-vocab-size", "100000")
     assert refusal.returncode == 2
     assert len(refusal.stderr.splitlines()) == 1
-    assert refusal.stderr.startswith("specdec: error: draft_vocab_size is 100000")
+    assert refusal.stderr.startswith("specdec: error: --draft-vocab-size is 100000")
     assert {file.name for file in tmp_path.iterdir()} == {"data.jsonl", "one", "two"}
     assert {file.name for file in (tmp_path / "two").iterdir()} == set(FILES)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
@@ -458,6 +493,21 @@ def test_two_processes_write_once(specdec: Specdec, base: Path, data: Path, tmp_
 
 
 # What is refused, in one line, with nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("max_length is 9, of rows within max_length: raise it", "--L is 9, of rows within --L: raise it"),
+        ("loss: too high", "--loss: too high"),
+        ("the loss is nan: see a/max_length, x.max_length and max_length.txt", None),
+        ("a file says draft_tokens is 0", None),
+        ("draft_tokens is 0", "--draft is 0"),
+    ],
+)
+def test_settings_in_messages_are_called_by_their_options(message: str, told: str | None) -> None:
+    options = {"max_length": "--L", "loss": "--loss", "draft_tokens": "--draft"}
+    assert in_options(message, options) == (told or message)
 
 
 @pytest.mark.parametrize(
@@ -473,19 +523,26 @@ def test_two_processes_write_once(specdec: Specdec, base: Path, data: Path, tmp_
         ({"--mode": "eagle", "--medusa-num-layers": 2}, "--medusa-num-layers: not an option of --mode eagle"),
         ({"--mode": "eagle", "--draft-vocab-size": 20}, "--draft-vocab-size: not an option of --mode eagle"),
         ({"--mode": "eagle3", "--eagle-num-layers": 1}, "--eagle-num-layers: not an option of --mode eagle3"),
-        ({"--mode": "eagle3", "--draft-vocab-size": 999}, "draft_vocab_size is 999, and base has 262 tokens"),
+        (
+            {"--mode": "eagle3", "--draft-vocab-size": 999},
+            "error: --draft-vocab-size is 999, and base has 262 tokens",
+        ),
         ({"--mode": "eagle3", "--draft-vocab-size": 200}, "hold 20 different tokens only: ask for 20 at most"),
-        ({"--medusa-num-heads": 0}, "num_heads: input should be greater than 0 (it is 0)"),
-        ({"--loss": "mse"}, "loss: input should be 'cross_entropy', 'kl', 'overlap' or 'hybrid' (it is 'mse')"),
-        ({"--lr": 0}, "training.learning_rate: input should be greater than 0"),
-        ({"--lr": "nan"}, "training.learning_rate: input should be a finite number"),
-        ({"--num-epochs": -1}, "training.epochs: input should be greater than 0"),
-        ({"--features": "disk"}, "training.features: input should be 'online' or 'cached'"),
-        ({"--dtype": "int8"}, "training.dtype: input should be 'float32', 'bfloat16' or 'float16'"),
-        ({"--max-length": 4096}, "max_length is 4096, and base takes 2048 positions at most"),
+        ({"--medusa-num-heads": 0}, "error: --medusa-num-heads: input should be greater than 0 (it is 0)"),
+        (
+            {"--loss": "mse"},
+            "error: --loss: input should be 'cross_entropy', 'kl', 'overlap' or 'hybrid' (it is 'mse')",
+        ),
+        ({"--lr": 0}, "error: --lr: input should be greater than 0"),
+        ({"--learning-rate": 0}, "error: --learning-rate: input should be greater than 0"),
+        ({"--lr": "nan"}, "error: --lr: input should be a finite number"),
+        ({"--num-epochs": -1}, "error: --num-epochs: input should be greater than 0"),
+        ({"--features": "disk"}, "error: --features: input should be 'online' or 'cached'"),
+        ({"--dtype": "int8"}, "error: --dtype: input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"--max-length": 4096}, "error: --max-length is 4096, and base takes 2048 positions at most"),
         (
             {"--batch-size": 4, "--rows-per-pass": 3},
-            "rows_per_step is 4, no multiple of rows_per_pass 3 x 1 processes",
+            "error: --batch-size is 4, no multiple of --rows-per-pass 3 x 1 processes",
         ),
         ({"--model": "no/such/model"}, "'no/such/model' is neither a folder here nor a model on the hub"),
         ({"--model": "."}, "holds no *.safetensors"),
@@ -563,7 +620,9 @@ def test_data_for_validation_is_named_by_its_own_file(
 
 def test_answers_behind_max_length_teach_nothing(specdec: Specdec, base: Path, data: Path) -> None:
     command = ("--model", base, "--data", data, "--eval-data", data, "--mode", "medusa", "--max-length", 8)
-    assert "no training row has an answer token" in refused(specdec(*command, "--output-dir", "out"))
+    assert "no training row has an answer token within --max-length: raise it" in refused(
+        specdec(*command, "--output-dir", "out")
+    )
 
 
 def test_answers_of_another_base_and_a_drafter_for_a_base_are_refused(
@@ -587,7 +646,7 @@ def test_rows_are_no_longer_than_the_base_unless_they_are_asked_for(
     common = ("--model", "short", "--data", data, "--eval-data", data, "--mode", "medusa", "--num-epochs", 0.1)
     assert "rows of 96" in done(specdec(*common, "--output-dir", "out"))
     line = refused(specdec(*common, "--max-length", 97, "--output-dir", "other"))
-    assert line == "specdec: error: max_length is 97, and short takes 96 positions at most"
+    assert line == "specdec: error: --max-length is 97, and short takes 96 positions at most"
 
 
 def test_a_drafter_of_another_method_or_base_is_no_start(
@@ -597,9 +656,9 @@ def test_a_drafter_of_another_method_or_base_is_no_start(
     done(specdec("--model", base, *common, "--mode", "medusa", "--output-dir", "medusa"))
     again = ("--warm-start", "medusa", "--output-dir", "out")
     line = refused(specdec("--model", base, *common, "--mode", "eagle", *again))
-    assert "warm_start: medusa is a medusa drafter, and this is eagle" in line
+    assert "--warm-start: medusa is a medusa drafter, and this is eagle" in line
     line = refused(specdec("--model", base, *common, "--mode", "medusa", "--medusa-num-heads", 3, *again))
-    assert "warm_start: the config.json of medusa has another num_heads" in line
+    assert "--warm-start: the config.json of medusa has another num_heads" in line
     line = refused(specdec("--model", base, *common, "--mode", "medusa", "--warm-start", "models:/x", *again[2:]))
     assert "models:/x: write models:/NAME@ALIAS" in line
     write_base(tmp_path / "other", seed=1)
