@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from specdec.config import DrafterSettings, Environment, Params, load_params
+from specdec.config import DrafterSettings, Environment, load_params
 from specdec.data.packing import PackedRow
 from specdec.drafters import new_drafter
 from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
-from specdec.tracking.checkpoints import drafter_folder
+from specdec.tracking.warm_start import WarmStart, find_warm_start
 from specdec.training import TrainingResult, train, warm_start
 from specdec.training.code import deciding_code
 from specdec.training.launch import launch_processes
-from specdec.training.processes import base_device, is_main, state
+from specdec.training.processes import base_device, is_main
 from specdec.training.rows import count_answer_tokens, pack_rows
 from stages import drafter_name, run, say
 
@@ -36,13 +36,13 @@ def main() -> None:
     launch_processes(["-m", "stages.train", name], Environment.read().processes)
     settings = params.drafters[name]
     training = settings.training
-    start = _warm_start(training.warm_start)
+    start = find_warm_start(training.warm_start, WARM_STARTS) if training.warm_start else None
     target = Target.from_pretrained("models/base", dtype=training.dtype, device=base_device(training.shard_base))
     rows = {split: _packed(split, settings, target) for split in ("train", "validation")}
     torch.manual_seed(training.seed)  # of the weights that do not start from the base
     drafter = new_drafter(target, settings, count_answer_tokens(rows["train"], target.vocab_size))
     if start:
-        warm_start(drafter, start)
+        warm_start(drafter, start.folder)
     provenance = _provenance(settings, target, start)
     work = _work_folder(name, provenance)
     curves = Curves(work / "curves.csv")
@@ -58,7 +58,7 @@ def main() -> None:
         result = train(target, drafter, rows["train"], rows["validation"], training, work, FEATURES, on_log, tell)
         if tracked:
             drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
-            _write_metrics(name, params, result, tracked, curves)
+            _write_metrics(name, result, start, tracked, curves)
     tell(f"validation acceptance length {result.metrics['acceptance_length']:.3f} after {result.steps} steps")
 
 
@@ -73,19 +73,13 @@ def _packed(split: str, settings: DrafterSettings, target: Target) -> list[Packe
     return pack_rows(rows, str(DATA / f"{split}.jsonl"), split, settings.training.max_length, target, tell)
 
 
-def _warm_start(given: str | None) -> Path | None:
-    """The folder of the drafter to go on from."""
-    with state().local_main_process_first():
-        return drafter_folder(given, WARM_STARTS) if given else None
-
-
-def _provenance(settings: DrafterSettings, target: Target, start: Path | None) -> dict[str, object]:
+def _provenance(settings: DrafterSettings, target: Target, start: WarmStart | None) -> dict[str, object]:
     """What decides the drafter's weights: two runs with the same are the same run."""
     return {
         "base": target.identity.as_dict(),
         "data": {split: sha256_file(DATA / f"{split}.jsonl") for split in ("train", "validation")},
         "settings": settings.model_dump(),
-        **({"warm_start": sha256_file(start / "model.safetensors")} if start else {}),
+        **({"warm_start": start.record()} if start else {}),
     }
 
 
@@ -105,12 +99,16 @@ def _read(file: Path) -> str | None:
     return file.read_text() if file.exists() else None
 
 
-def _write_metrics(name: str, params: Params, result: TrainingResult, tracked: DrafterRun, curves: "Curves") -> None:
+def _write_metrics(
+    name: str, result: TrainingResult, start: WarmStart | None, tracked: DrafterRun, curves: "Curves"
+) -> None:
     final = {f"best/{key}": value for key, value in result.metrics.items()}
     tracked.log_metrics(final, step=result.steps)
     tracked.log_artifacts(Path("models/drafters") / name, "drafter")
     curves.publish(Path("metrics/train") / f"{name}.csv")
-    content = {"mlflow_run": tracked.run_id, "steps": result.steps, **result.metrics}
+    content: dict[str, object] = {"mlflow_run": tracked.run_id, "steps": result.steps, **result.metrics}
+    if start:
+        content["warm_start"] = start.record()
     write_json(Path("metrics/train") / f"{name}.json", content)
 
 

@@ -58,11 +58,11 @@ def _train(request: Request, say: Say) -> None:
     from transformers import set_seed
 
     from specdec.drafters import new_drafter
-    from specdec.tracking.checkpoints import drafter_folder
+    from specdec.tracking.warm_start import find_warm_start
     from specdec.training import train, warm_start
     from specdec.training.code import deciding_code
     from specdec.training.launch import launch_processes
-    from specdec.training.processes import base_device, is_main, state
+    from specdec.training.processes import base_device, is_main
     from specdec.training.rows import count_answer_tokens, pack_rows
 
     launch_processes(request.command, Environment.read().processes)
@@ -80,17 +80,14 @@ def _train(request: Request, say: Say) -> None:
     set_seed(training.seed)
     drafter = new_drafter(target, settings, counts)
     root = request.output.with_name(f"{request.output.name}.work")
-    started_from = None
-    if training.warm_start:
-        with state().local_main_process_first():
-            folder = drafter_folder(training.warm_start, root / WARM_START)
-        warm_start(drafter, folder)
-        started_from = sha256_file(folder / "model.safetensors")
+    start = find_warm_start(training.warm_start, root / WARM_START) if training.warm_start else None
+    if start:
+        warm_start(drafter, start.folder)
     provenance = {
         "base": target.identity.as_dict(),
         "data": _data(request),
         "settings": settings.model_dump(),
-        **({"warm_start": started_from} if started_from else {}),
+        **({"warm_start": start.record()} if start else {}),
     }
     work = root / sha256_json([provenance, deciding_code()])[:16]
     result = train(

@@ -23,6 +23,7 @@ def version_tags(
         "specdec.drafter": drafter,
         "specdec.method": str(provenance.get("method", "unknown")),
         "specdec.data": _text(provenance.get("data")),
+        "specdec.warm_start": _text(provenance.get("warm_start")),
         "specdec.lossless": str(figures.lossless).lower(),
         "specdec.certificate": "passed" if figures.certificate else "not passed",
         "specdec.conditions": figures.conditions,
@@ -71,7 +72,9 @@ def model_description(base: str) -> str:
 
 
 def _rows(tags: dict[str, str]) -> str:
-    shown = [k for k in sorted(tags) if k.startswith(("specdec.git", "specdec.base", "specdec.data"))]
+    shown = [
+        k for k in sorted(tags) if k.startswith(("specdec.git", "specdec.base", "specdec.data", "specdec.warm_start"))
+    ]
     return "\n".join(f"| {key.removeprefix('specdec.')} | `{tags[key]}` |" for key in shown)
 
 

@@ -22,16 +22,23 @@ def drafter_folder(given: str, into: Path) -> Path:
     return fetch_drafter(given, into) if given.startswith(REGISTRY) else Path(given)
 
 
+def exact_address(given: str) -> str:
+    """`models:/NAME/VERSION` of `models:/NAME@ALIAS`, which may soon be another one; anything else as it is.
+
+    Raises TrackingError as `fetch_drafter` does.
+    """
+    if not given.startswith(REGISTRY):
+        return given
+    _, version = _look_up(given)
+    return f"{REGISTRY}{version.name}/{version.version}"
+
+
 def fetch_drafter(address: str, into: Path) -> Path:
     """The checkpoint of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a folder of its own below `into`.
 
     Fetched once. Raises TrackingError for an address that is no such thing, or that the registry does not have.
     """
-    named = _ADDRESS.fullmatch(address)
-    if not named:
-        raise TrackingError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    store = connect()
-    version = _version(store, **named.groupdict())
+    store, version = _look_up(address)
     model = _MODEL.fullmatch(str(version.source))
     if not model:
         raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
@@ -42,6 +49,15 @@ def fetch_drafter(address: str, into: Path) -> Path:
             with replacing_dir(folder) as aside:
                 _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside, address)
     return folder
+
+
+def _look_up(address: str) -> tuple[Store, Any]:
+    """The registry, and its version of that address."""
+    named = _ADDRESS.fullmatch(address)
+    if not named:
+        raise TrackingError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    store = connect()
+    return store, _version(store, **named.groupdict())
 
 
 def _version(store: Store, name: str, version: str | None, alias: str | None) -> Any:

@@ -1,12 +1,15 @@
 """One training in several processes (`torchrun`, `accelerate launch`): who writes, and sums over all of them."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.fsdp import fully_shard
 
+from specdec.errors import SpecdecError
 from specdec.targets import Target
 
 
@@ -38,6 +41,21 @@ def sum_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone().to(state().device)
     distributed.all_reduce(total)
     return total.to(value.device)
+
+
+def told_by_first(ask: Callable[[], str]) -> str:
+    """What the first process finds out, on every process. Its SpecdecError is raised by all of them."""
+    answer: list[Any] = [None]
+    if is_main():
+        try:
+            answer = [ask()]
+        except SpecdecError as error:
+            answer = [error]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(answer)
+    if isinstance(answer[0], SpecdecError):
+        raise answer[0]
+    return str(answer[0])
 
 
 def training_device() -> torch.device:

@@ -165,7 +165,8 @@ def test_training_goes_on_from_a_registered_drafter(project: Project) -> None:
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
     provenance = load(project, "models/drafters/wide/specdec.json")
-    assert provenance["warm_start"] == hashlib.sha256(weights).hexdigest()
+    start = {"drafter": address, "sha256": hashlib.sha256(weights).hexdigest()}
+    assert provenance["warm_start"] == load(project, "metrics/train/wide.json")["warm_start"] == start
     assert provenance["settings"]["training"]["warm_start"] == address
 
 

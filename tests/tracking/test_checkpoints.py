@@ -1,14 +1,16 @@
 """A registered drafter comes back as the folder it was."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from specdec.errors import TrackingError
-from specdec.tracking.checkpoints import fetch_drafter
+from specdec.tracking.checkpoints import exact_address, fetch_drafter
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
+from specdec.tracking.warm_start import find_warm_start
 from tests.tracking.example import params
 
 NAME = "specdec-base"
@@ -27,6 +29,38 @@ def test_by_version_and_by_alias(project: Path, store: Store) -> None:
         assert fetch_drafter(f"models:/{NAME}@{alias}", project / "fetched") == folder
     folders = [path for path in (project / "fetched").iterdir() if path.is_dir()]
     assert len(folders) == 2, "and nothing else of what was fetched"
+
+
+def test_an_alias_is_looked_up_once_and_kept_as_a_version(project: Path, store: Store) -> None:
+    """Also when it moves behind our back: between looking up and fetching, another process promotes another one."""
+    register(params(), lambda _line: None)
+    store.client.set_registered_model_alias(NAME, "start", "1")
+    assert exact_address(f"models:/{NAME}/2") == f"models:/{NAME}/2"
+    assert exact_address("some/folder") == "some/folder"
+    start = find_warm_start(f"models:/{NAME}@start", project / "fetched")
+    store.client.set_registered_model_alias(NAME, "start", "2")
+    weights = hashlib.sha256((start.folder / "model.safetensors").read_bytes()).hexdigest()
+    assert start.record() == {"drafter": f"models:/{NAME}/1", "sha256": weights}
+    assert find_warm_start(f"models:/{NAME}@start", project / "fetched").drafter == f"models:/{NAME}/2"
+    with pytest.raises(TrackingError, match="alias nobody"):
+        exact_address(f"models:/{NAME}@nobody")
+
+
+def test_the_fetched_drafter_is_of_the_version_that_was_looked_up(
+    project: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(params(), lambda _line: None)
+    store.client.set_registered_model_alias(NAME, "start", "1")
+
+    def moving(given: str) -> str:
+        exact = exact_address(given)
+        store.client.set_registered_model_alias(NAME, "start", "2")
+        return exact
+
+    monkeypatch.setattr("specdec.tracking.warm_start.exact_address", moving)
+    found = find_warm_start(f"models:/{NAME}@start", project / "fetched")
+    assert found.folder == fetch_drafter(f"models:/{NAME}/1", project / "fetched")
+    assert found.folder != fetch_drafter(f"models:/{NAME}/2", project / "fetched")
 
 
 def test_what_is_there_is_not_fetched_again(project: Path, store: Store) -> None:
