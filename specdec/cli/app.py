@@ -346,6 +346,7 @@ def main() -> None:
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever sends it twice still gets the line and the exit code
     raise KeyboardInterrupt
 
 

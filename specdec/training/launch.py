@@ -1,9 +1,11 @@
 """Starting one training in several processes of this machine, and ending with one of them when it fails.
 
 Each process is the same command with LOCAL_RANK set; torch's elastic agent starts, watches and ends them. What went
-wrong first is told once, by the process that started them, with the exit code it had.
+wrong first is told once, by the process that started them, with the exit code it had. Ctrl-C reaches this process
+alone (the others have sessions of their own): it passes the first one on and waits, and ends them with the second.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -11,12 +13,14 @@ import signal
 import sys
 import tempfile
 
+import psutil
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from specdec.errors import LAUNCHER, ConfigError, SpecdecError, told_by
+from specdec.training.interruption import Interruption, tell_first
 
 _PR_SET_PDEATHSIG = 1
 _PID = f"{LAUNCHER}_PID"  # in the environment of the processes: which one started them
@@ -47,10 +51,15 @@ def launch_processes(arguments: list[str], processes: int | None) -> None:
         os.environ.update({LAUNCHER: folder, _PID: str(os.getpid())})
         # As torchrun does: each process would take all cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        interruption = Interruption(lambda: _pass_on(interruption))
         try:
-            _run([argument.replace("$", "$$") for argument in arguments], processes, folder)  # torch substitutes
+            with interruption:
+                _run([argument.replace("$", "$$") for argument in arguments], processes, folder)  # torch substitutes
         except ChildFailedError as error:
-            _raise(folder, error.get_first_failure()[1])
+            failure = error.get_first_failure()[1]
+            if interruption.told and failure.exitcode in (130, -signal.SIGTERM):
+                raise KeyboardInterrupt from None
+            _raise(folder, failure)
         except SignalException:
             raise KeyboardInterrupt from None
         finally:
@@ -62,7 +71,7 @@ def _run(arguments: list[str], processes: int, folder: str) -> None:
     for name in logging.root.manager.loggerDict:  # we tell it ourselves; each has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    heard = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
+    heard = ["SIGHUP", "SIGQUIT"]  # of SIGTERM and SIGINT we know ourselves
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -76,6 +85,17 @@ def _run(arguments: list[str], processes: int, folder: str) -> None:
         signals_to_handle=",".join(s for s in heard if signal.getsignal(signal.Signals[s]) != signal.SIG_IGN),
     )
     elastic_launch(config, sys.executable)(*arguments)
+
+
+def _pass_on(interruption: Interruption) -> None:
+    """To the processes, which know whether they have a step to finish. Those that still import end at once."""
+    started = psutil.Process().children()
+    if not started:
+        interruption.end()
+    tell_first()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
 
 
 def _raise(folder: str, failure: ProcessFailure) -> None:

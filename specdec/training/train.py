@@ -1,5 +1,6 @@
 """One training run, from rows to the best drafter; it goes on where it was interrupted."""
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow
 from specdec.drafters import Drafter, load_drafter
 from specdec.drafters.unrolled import Unrolled
-from specdec.errors import ConfigError, DataError, ModelError
+from specdec.errors import LAUNCHER, ConfigError, DataError, ModelError
 from specdec.io import write_text
 from specdec.progress import Steps
 from specdec.targets import Target
 from specdec.training.cache import FeatureCache
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
 from specdec.training.features import FeatureSource, compute_features
+from specdec.training.interruption import EndWhenTold, Interruption, tell_first
 from specdec.training.processes import is_main, shard_base, state
 from specdec.training.trainer import DrafterTrainer, LogFunction, Schedule, validate
 
@@ -50,6 +52,7 @@ def train(
 
     work: checkpoints, and nothing else's; a whole one that is there is gone on from, to the same weights that an
     undisturbed run would have. cache: where `features: cached` keeps the base's states, for other runs too.
+    Ctrl-C and SIGTERM end it behind the step it is in, with a checkpoint: see `Interruption`.
     Raises DataError when no row has an answer, ModelError when the loss is not finite.
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
@@ -71,18 +74,28 @@ def train(
         say(f"going on from {Path(resume).name}")
     shown = Steps(say, planned, steps)
     told = _Told(on_log, shown, planned, say)
+    interruption = Interruption(_tell_first)
+    ending = EndWhenTold(interruption, say)
     trainer = _trainer(target, drafter, features_of, train_rows, validation_rows, settings, planned, work, told)
     ended = finished.exists() and finished.read_text() == str(planned)
     if resume and (ended or steps >= planned):
         load_best(drafter, Path(resume))  # the Trainer would take one step more
     else:
-        with shown if is_main() else nullcontext():
+        trainer.add_callback(ending)
+        state().wait_for_everyone()  # from here on a signal reaches all in their steps
+        with interruption, shown if is_main() else nullcontext():
             trainer.train(resume_from_checkpoint=resume)
-        steps = trainer.state.global_step
-        if is_main():
-            write_text(finished, str(planned))
+            steps = trainer.state.global_step
+            if is_main():
+                write_text(finished, str(planned))
+            ending.end_if_told()
     metrics = validate(features_of, drafter, validation_rows, settings.rows_per_pass)
     return TrainingResult(metrics, steps)
+
+
+def _tell_first() -> None:
+    if is_main() and LAUNCHER not in os.environ:  # which tells it itself
+        tell_first()
 
 
 def warm_start(drafter: Drafter, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Training: it learns what can be known, resumes to the bit, and says what is wrong."""
 
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from specdec.targets import Target
 from specdec.training import TrainingResult, train, warm_start
 from specdec.training.checkpoints import last_complete, step_of
 from specdec.training.features import compute_features
+from specdec.training.interruption import Interruption
 from specdec.training.trainer import Schedule
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 from tests.tiny import write_base
@@ -287,6 +289,98 @@ def test_every_method_goes_on_to_the_same_bits(target: Target, tmp_path: Path, m
     run(tmp_path / "cut", None)
     whole, cut = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+class Told(Exception):
+    """What a handler of signals raises that was there before the training."""
+
+
+def _raising(_number: int, _frame: Any) -> None:
+    raise Told
+
+
+def signalled(target: Target, work: Path, at: int, *numbers: int) -> list[str]:
+    """Trains to the end, or to where these signals end it, which come in the step `at`; returns what was said."""
+    chosen = eagle_settings({"input_noise": 0.1}, epochs=3.0, save_steps=4)
+    torch.manual_seed(1)
+    drafter = new_drafter(target, chosen)
+    inner, taken, said = drafter.loss, [], list[str]()
+
+    def loss(*arguments: Any, **keywords: Any) -> Any:
+        if drafter.training:
+            taken.append(1)
+            if len(taken) == at:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+        return inner(*arguments, **keywords)
+
+    drafter.loss = loss  # type: ignore[method-assign]
+    before = {number: signal.signal(number, _raising) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        train(target, drafter, rows(40), rows(4, 1), chosen.training, work, work, lambda *_: None, said.append)
+    except Told:
+        said.append("ended")
+    finally:
+        kept = {signal.signal(number, handler) for number, handler in before.items()}
+    assert kept == {_raising}, "the handlers that were there are there again"
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [6, 8])
+def test_a_signal_ends_it_behind_its_step_and_it_goes_on_to_the_same_bits(
+    target: Target, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, at: int
+) -> None:
+    """Between two checkpoints (6), and where one comes anyway (8)."""
+    assert "ended" not in signalled(target, tmp_path / "whole", 0)
+    assert signalled(target, tmp_path / "cut", at, number)[-2:] == [
+        f"step {at}: ended as told, with a checkpoint",
+        "ended",
+    ]
+    assert capfd.readouterr().err.splitlines() == [
+        "specdec: this step is finished, and a checkpoint written; once more ends it at once"
+    ]
+    assert last_complete(tmp_path / "cut", print) == str(tmp_path / "cut" / f"checkpoint-{at}")
+    said = signalled(target, tmp_path / "cut", 0)
+    assert said[0] == f"going on from checkpoint-{at}"
+    assert "ended" not in said
+    whole, cut = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    states = [
+        json.loads((tmp_path / name / "checkpoint-15" / "trainer_state.json").read_text())
+        for name in ("whole", "cut")
+    ]
+    assert states[0]["best_metric"] == states[1]["best_metric"]
+
+
+def test_a_signal_in_the_last_step_ends_it_when_it_is_marked_as_finished(target: Target, tmp_path: Path) -> None:
+    assert signalled(target, tmp_path, 15, signal.SIGTERM)[-1] == "ended"
+    assert (tmp_path / "finished").read_text() == "15"
+    assert signalled(target, tmp_path, 1, signal.SIGTERM) == ["going on from checkpoint-15"], "no step is left"
+
+
+def test_a_second_signal_ends_it_at_once(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the same one twice in a moment is one: who started us has told us too."""
+    said = signalled(target, tmp_path / "twice", 6, signal.SIGINT, signal.SIGTERM)
+    assert said[-2:] == ["step 6: ended as told, with a checkpoint", "ended"]
+    monkeypatch.setattr("specdec.training.interruption._SAME", -1.0)
+    said = signalled(target, tmp_path / "again", 6, signal.SIGINT, signal.SIGTERM)
+    assert said[-1] == "ended"
+    assert "step 6" not in said[-2]
+    assert last_complete(tmp_path / "again", print) == str(tmp_path / "again" / "checkpoint-4")
+
+
+def test_an_ignored_signal_stays_ignored(target: Target, tmp_path: Path) -> None:
+    """Of a command that a shell runs in the background, Ctrl-C is none of its business."""
+    with Interruption(lambda: None):
+        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption(lambda: None) as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interruption.told
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_epoch_sees_every_row_once() -> None:
