@@ -1,4 +1,4 @@
-"""One drafter on the held-out prompts: acceptance, speedup, losslessness, the report.
+"""One drafter on the held-out prompts and the evaluation files: acceptance, speedup, losslessness, the report.
 
 python -m stages.evaluate D    ->  reports/D/, metrics/evaluate/D.json
 """
@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from specdec.config import Evaluate, load_params
+from specdec.config import Evaluate, Params, load_params
+from specdec.data.evaluation_files import first_of_each_category, read_evaluation_file
 from specdec.data.prompts import prompt_ids
 from specdec.drafters import Drafter, load_drafter
 from specdec.drafters.trees import parse_tree
@@ -26,10 +27,11 @@ def main() -> None:
     params = load_params()
     name = drafter_name(params)
     settings = params.evaluate
+    files = _files(params)
     rows = list(read_jsonl(TEST))
     certificate = _certificate(settings, name, rows)
     target, drafter = _load(name, settings.dtype)
-    evaluation = evaluate(target, drafter, rows, _plan(settings), say, list(read_jsonl(VALIDATION)))
+    evaluation = evaluate(target, drafter, rows, _plan(settings), say, list(read_jsonl(VALIDATION)), files)
     figures = evaluation.main_figures(settings.confidence) | {
         "certificate": certificate.passed,
         "test_prompts": sha256_file(TEST),
@@ -39,7 +41,7 @@ def main() -> None:
         name,
         figures,
         _curves(name),
-        _facts(target, figures),
+        _facts(target, figures, params),
         examples(evaluation.prompts, rows, target.tokenizer, 4),
         evaluation.all_figures(),
         certificate.as_text(),
@@ -52,6 +54,7 @@ def main() -> None:
     with drafter_run(name, params, _run_id(name)) as tracked:
         tracked.log_metrics(_flat(figures))
         tracked.log_metrics({"ways": {way: _headline(found) for way, found in evaluation.figures.items()}})
+        tracked.log_metrics({"files": figures["files"]})
         tracked.log_artifacts(Path("reports") / name, "report")
     write_json(Path("metrics/evaluate") / f"{name}.json", figures)
     length, speedup = figures["acceptance_length"], figures["speedup"]
@@ -60,6 +63,12 @@ def main() -> None:
         f"{'lossless' if figures['lossless'] else 'NOT LOSSLESS'} on {figures['prompts']} prompts, "
         f"certificate {'passed' if certificate.passed else 'NOT PASSED'}"
     )
+
+
+def _files(params: Params) -> dict[str, list[dict[str, Any]]]:
+    """The prompts to measure of each evaluation file, by its path."""
+    read = {f.path: read_evaluation_file(Path(f.path), f.sha256) for f in params.prepare_prompts.evaluation_files}
+    return {path: first_of_each_category(rows, params.evaluate.file_prompts) for path, rows in read.items()}
 
 
 def _certificate(settings: Evaluate, name: str, rows: list[dict[str, Any]]) -> Certificate:
@@ -103,7 +112,7 @@ def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
     return {m: [(int(row["step"]), float(row[m])) for row in table if row[m]] for m in metrics}
 
 
-def _facts(target: Target, figures: dict[str, Any]) -> dict[str, str]:
+def _facts(target: Target, figures: dict[str, Any], params: Params) -> dict[str, str]:
     base = json.loads(Path("models/base/specdec.json").read_text())
     source = json.loads(Path("data/raw/source.json").read_text())
     return {
@@ -112,6 +121,7 @@ def _facts(target: Target, figures: dict[str, Any]) -> dict[str, str]:
         "tokenizer": base["identity"]["tokenizer"],
         "dataset": f"{source['url']} at {source['commit'] or source['sha256']}",
         "test prompts": figures["test_prompts"],
+        **{file.path: file.sha256 for file in params.prepare_prompts.evaluation_files},
         **environment_facts(target),
     }
 
@@ -134,7 +144,7 @@ def _flat(figures: dict[str, Any]) -> dict[str, float]:
             flat[f"test/{key}"] = float(content)
         elif isinstance(content, list):
             flat |= {f"test/{key}/position_{i + 1}": value for i, value in enumerate(content)}
-        elif isinstance(content, dict) and key != "categories":
+        elif isinstance(content, dict) and key not in ("categories", "files"):
             for part, value in content.items():
                 if value is not None:
                     flat[f"test/{key}" if part == "value" else f"test/{key}/{part}"] = value

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from specdec.config import PreparePrompts, load_params
+from specdec.config import EvaluationFile, PreparePrompts, load_params
 from specdec.data.conversations import RowCount, read_conversations
-from specdec.data.evaluation_files import read_evaluation_file
+from specdec.data.evaluation_files import read_evaluation_file, turns_of
 from specdec.data.lengths import length_table, percentiles, token_lengths
 from specdec.data.prompt_table import PromptTable, write_table
 from specdec.data.prompts import SPLITS, make_prompt
@@ -37,7 +37,7 @@ def main() -> None:
     settings = load_params().prepare_prompts
     if not RAW.is_file():
         raise DataError(f"there is no {RAW}: run the stage `clone_data` first")
-    evaluation = {f.path: read_evaluation_file(Path(f.path), f.sha256) for f in settings.evaluation_files}
+    evaluation = {file.path: _turns(file) for file in settings.evaluation_files}
     tokenizer = load_tokenizer(Path("models/base"))
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here, and it is most of the work
     rows = RowCount()
@@ -59,6 +59,10 @@ def main() -> None:
     write_prompts_report(metrics, OUT / "report.html")
     write_json(Path("metrics/prompts.json"), metrics)
     say(f"kept {metrics['kept']} of {rows.rows:,} rows; the rest, and why: {OUT / 'report.html'}")
+
+
+def _turns(file: EvaluationFile) -> list[list[str]]:
+    return [turns_of(row) for row in read_evaluation_file(Path(file.path), file.sha256)]
 
 
 def _rules(settings: PreparePrompts) -> Rules:

@@ -103,7 +103,7 @@ class PreparePrompts(Section):
     max_turns: Positive = Field(description="user turns kept of one conversation")
     max_prompt_tokens: Positive = Field(description="longer prompts (by the base's tokenizer) are left out")
     near_duplicate: Share = Field(gt=0, description="share of common word n-grams from which two prompts are one")
-    evaluation_files: list[EvaluationFile] = Field(description="further prompts that training must not see")
+    evaluation_files: list[EvaluationFile] = Field(description="measured by evaluate; training must not see them")
 
     @field_validator("evaluation_files")
     @classmethod
@@ -363,6 +363,9 @@ class Evaluate(Section):
     trees: list[str] = Field(description="dynamic draft trees, each as DEPTH,WIDTH,NODES")
     static_nodes: list[Positive] = Field(description="static draft trees of so many nodes, searched on validation")
     ways_prompts: Positive | None = Field(description="held-out prompts for these; null: all of them")
+    file_prompts: Positive | None = Field(
+        description="of each category of each of prepare_prompts.evaluation_files; null: all"
+    )
     certificate: CertificateSettings
     repeats: Positive = Field(description="timed passes over the prompts, base and drafter interleaved")
     bootstrap_samples: Annotated[int, Field(ge=100)]

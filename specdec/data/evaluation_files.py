@@ -1,19 +1,20 @@
-"""Prompts that drafters are evaluated on elsewhere, and that training must not see: benchmarks, as JSON files."""
+"""Prompts that drafters are evaluated on beside the held-out ones, and that training must not see: benchmarks."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from specdec.data.prompt_files import questions_of
-from specdec.data.rows import read_rows
+from specdec.data.prompt_files import read_prompt_file
 from specdec.errors import DataError
 from specdec.io import sha256_file
 
 _KEY = "prepare_prompts.evaluation_files"
 
 
-def read_evaluation_file(path: Path, sha256: str) -> list[list[str]]:
-    """The user turns of every row, in the forms that `prompt_files` reads.
+def read_evaluation_file(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """The rows of `read_prompt_file`.
 
-    Raises DataError when the file is missing, is another one than `sha256` says, or has a row of no such form.
+    Raises DataError when the file is missing, is another one than `sha256` says, or cannot be read as prompts.
     """
     if not path.is_file():
         raise DataError(f"{_KEY}: there is no {path}: put the file there, or take it out of the list")
@@ -23,11 +24,25 @@ def read_evaluation_file(path: Path, sha256: str) -> list[list[str]]:
             f"{_KEY}: {path} has sha256 {found}, and {sha256} is stated: bring the stated file, or state the hash of "
             "this one"
         )
-    return [_turns(row, number, path) for number, row in read_rows(path)]
-
-
-def _turns(line: bytes, number: int, path: Path) -> list[str]:
     try:
-        return questions_of(line, number, path)[1].turns
+        return read_prompt_file(path)
     except DataError as error:
         raise DataError(f"{_KEY}: {error}") from None
+
+
+def turns_of(row: dict[str, Any]) -> list[str]:
+    """What the user says in a row of an evaluation file."""
+    return [row["messages"][-1]["content"], *row["further_turns"]]
+
+
+def first_of_each_category(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """The first `count` rows of each category, in the file's order; None: all."""
+    if count is None:
+        return rows
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["category"]] += 1
+        if seen[row["category"]] <= count:
+            kept.append(row)
+    return kept

@@ -8,7 +8,7 @@ import numpy as np
 
 from specdec.data.conversations import Message
 from specdec.data.prompt_table import PromptTable
-from specdec.data.prompts import SPLITS, batch_prompt_ids
+from specdec.data.prompts import SPLITS, batch_prompt_ids, template_refusal
 from specdec.data.telling import telling
 from specdec.errors import ModelError
 
@@ -24,7 +24,7 @@ def token_lengths(table: PromptTable, rows: np.ndarray, tokenizer: Any, say: Cal
         lengths[part] = _lengths(tokenizer, [text["messages"] for text in texts])
     refused = np.flatnonzero(lengths == REFUSED)
     if len(refused):
-        error = _refusal(tokenizer, table.texts[int(refused[0])]["messages"])
+        error = template_refusal(tokenizer, table.texts[int(refused[0])]["messages"])
         why = repr(error) if error else "an empty text"
         say(f"prompts that the chat template refuses: {len(refused):,}, the first with {why}")
     return lengths
@@ -39,18 +39,9 @@ def _lengths(tokenizer: Any, conversations: list[list[Message]]) -> list[int]:
         if len(conversations) > 1:
             half = len(conversations) // 2
             return _lengths(tokenizer, conversations[:half]) + _lengths(tokenizer, conversations[half:])
-        if _refusal(tokenizer, conversations[0]) is None:  # then it was not the template
+        if template_refusal(tokenizer, conversations[0]) is None:  # then it was not the template
             raise
         return [REFUSED]
-
-
-def _refusal(tokenizer: Any, conversation: list[Message]) -> Exception | None:
-    """What the chat template raises, if it does."""
-    try:
-        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # noqa: BLE001 - a chat template is a program: it raises what it likes
-        return error
-    return None
 
 
 def length_bins(limit: int) -> list[tuple[int, int | None]]:

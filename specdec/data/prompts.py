@@ -71,5 +71,14 @@ def batch_prompt_ids(tokenizer: Any, conversations: list[list[Message]]) -> list
     return [list(ids) for ids in encoded["input_ids"]]
 
 
+def template_refusal(tokenizer: Any, messages: list[Message]) -> Exception | None:
+    """What the chat template raises on a conversation, if it does: some take no system turn."""
+    try:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # noqa: BLE001 - a chat template is a program: it raises what it likes
+        return error
+    return None
+
+
 def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,9 @@ from specdec.evaluation.certificate import Certificate, certify
 from specdec.evaluation.check import Check
 from specdec.evaluation.comparison import Comparison, compare, paired_test
 from specdec.evaluation.measure import PromptMeasurement, Way, measure
-from specdec.evaluation.run import Evaluation, Plan, evaluate
+from specdec.evaluation.plan import Plan
+from specdec.evaluation.prompt_files import FileEvaluation
+from specdec.evaluation.run import Evaluation, evaluate
 from specdec.evaluation.statistics import Interval, difference_interval, ratio_interval
 from specdec.evaluation.summary import Bootstrap, summarize
 
@@ -14,6 +16,7 @@ __all__ = [
     "Check",
     "Comparison",
     "Evaluation",
+    "FileEvaluation",
     "Interval",
     "Plan",
     "PromptMeasurement",

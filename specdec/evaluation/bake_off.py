@@ -10,7 +10,7 @@ from typing import Any
 from specdec.errors import DataError
 from specdec.evaluation.comparison import compare
 from specdec.evaluation.measure import PromptMeasurement
-from specdec.evaluation.run import LOOKUP
+from specdec.evaluation.plan import LOOKUP
 from specdec.evaluation.summary import Bootstrap, acceptance_pair, speed_pair
 
 

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from specdec.drafters import Drafter, Medusa, Sampling, StaticTree, Tree
-from specdec.drafters.prompt_lookup import PromptLookup
-from specdec.errors import ConfigError, DataError, ModelError
-from specdec.evaluation.comparison import compare
+from specdec.drafters import Drafter, Medusa, Sampling, StaticTree
+from specdec.errors import DataError, ModelError
 from specdec.evaluation.forecast import forecast
-from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode, measure
+from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode
+from specdec.evaluation.plan import LOOKUP, Plan, chain_name, first_ways, plain_name
+from specdec.evaluation.prompt_files import FileEvaluation, evaluate_files
 from specdec.evaluation.ranks import Rates, rank_rates, search_tree
-from specdec.evaluation.summary import Bootstrap, acceptance_pair, summarize
+from specdec.evaluation.ways import measure_ways
 from specdec.targets import Target
 
-LOOKUP = "prompt lookup"
 CALIBRATION_PROMPTS = 32
 RANKS = (5, 6)  # depth and width of what is counted for static trees
 
@@ -22,33 +21,11 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured. temperatures: 0 is always among them. draft_lengths: chains beside the drafter's own; trees:
-    dynamic ones; static_nodes: budgets of static trees, which are searched from the drafter's ranks. ways_prompts: on
-    how many of the prompts these are measured; None: all."""
-
-    max_new_tokens: int
-    repeats: int
-    bootstrap: Bootstrap
-    temperatures: tuple[float, ...] = (0.0,)
-    draft_lengths: tuple[int, ...] = ()
-    trees: tuple[Tree, ...] = ()
-    static_nodes: tuple[int, ...] = ()
-    ways_prompts: int | None = None
-
-    def __post_init__(self) -> None:
-        for temperature in self.temperatures:
-            Sampling(temperature)  # raises ConfigError where it is none
-        if len({_at(t) for t in self.temperatures}) < len(set(self.temperatures)):
-            raise ConfigError(f"temperatures {list(self.temperatures)}: some are too close to tell apart")
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """main: the way that is reported first: greedy, the drafter's own chain. figures[name]: see `summarize`.
 
     measured: the main way, no drafter and prompt lookup on all prompts. others: the further ways, on their prompts.
-    static_trees: by the way's name. notes: what was not measured, and why.
+    static_trees: by the way's name. notes: what was not measured, and why. files: by name.
     """
 
     main: str
@@ -60,22 +37,25 @@ class Evaluation:
     skipped: int
     forecast: dict[str, Any] | None
     notes: list[str]
+    files: dict[str, FileEvaluation]
 
     @property
     def lossless(self) -> bool:
-        """Every greedy way, every token."""
-        return all(found["lossless"] is not False for found in self.figures.values())
+        """Every greedy way, every token, of the files too."""
+        here = all(found["lossless"] is not False for found in self.figures.values())
+        return here and all(file.lossless for file in self.files.values())
 
     @property
     def prompts(self) -> list[PromptMeasurement]:
         return self.measured[self.main]
 
     def main_figures(self, confidence: float) -> dict[str, Any]:
-        """`metrics/evaluate/D.json`: of the main way; `lossless` is over all greedy ways."""
+        """`metrics/evaluate/D.json`: of the main way; `lossless` is over all greedy ways and the files."""
         return self.figures[self.main] | {
             "lossless": self.lossless,
             "skipped_prompts": self.skipped,
             "confidence": confidence,
+            "files": {name: file.brief() for name, file in self.files.items()},
         }
 
     def speculative_configs(self, method: str, folder: str) -> dict[str, dict[str, Any] | None]:
@@ -90,7 +70,7 @@ class Evaluation:
         }
 
     def all_figures(self) -> dict[str, Any]:
-        """`ways.json`: every way's figures, the forms of the static trees, and what was not measured."""
+        """`ways.json`: every way's figures, the forms of the static trees, what was not measured, and the files."""
         return {
             "main": self.main,
             "ways": self.figures,
@@ -98,6 +78,7 @@ class Evaluation:
             "rank_rates": None if self.rates is None else self.rates.tolist(),
             "forecast": self.forecast,
             "notes": self.notes,
+            "files": {name: file.figures for name, file in self.files.items()},
         }
 
 
@@ -108,19 +89,20 @@ def evaluate(
     plan: Plan,
     say: Say,
     calibration: list[dict[str, Any]] | None = None,
+    files: dict[str, list[dict[str, Any]]] | None = None,
 ) -> Evaluation:
     """Measures `drafter` on rows `{"id", "category", "messages"[, "further_turns"]}`.
 
     calibration: other rows, on which static trees are searched; without them the tree has seen the prompts that it is
-    measured on, and the notes say so. Raises DataError when no prompt fits the base.
+    measured on, and the notes say so. files: rows of further files, by name, on which the main way, no drafter and
+    prompt lookup are measured too. Raises DataError when no prompt of `rows` fits the base.
     """
     prompts, skipped = encode(target, rows, plan.max_new_tokens, say)
     notes: list[str] = []
     statics, rates = _static_trees(target, drafter, prompts, calibration, plan, notes, say)
-    own = Way(_chain_name(drafter.draft_tokens), drafter, drafter.draft_tokens)
-    first = [Way(_plain_name(0.0)), own, Way(LOOKUP, PromptLookup())]
-    measured = _measured(target, first, prompts, plan, say)
-    figures = _figures(first, measured, own.name, plan.bootstrap)
+    first = first_ways(drafter)
+    own = first[1]
+    measured, figures = measure_ways(target, first, prompts, plan, say)
     further = _further_ways(target, drafter, plan, statics, notes)
     others: Measurements = {}
     if further:
@@ -128,33 +110,14 @@ def evaluate(
         if len(some) < len(prompts):
             notes.append(f"ways other than {own.name} and {LOOKUP} were measured on the first {len(some)} prompts")
         again = [*first[:2], *further]
-        others = _measured(target, again, some, plan, say)
-        found = _figures(again, others, own.name, plan.bootstrap)
+        others, found = measure_ways(target, again, some, plan, say)
         figures |= {name: figure for name, figure in found.items() if name != own.name}
     said = None
     if rates is not None:
         said = forecast(target, drafter, rates, [*first, *further], statics, measured, figures, say)
     others = {way.name: others[way.name] for way in further}
-    return Evaluation(own.name, measured, others, figures, statics, rates, skipped, said, notes)
-
-
-def _measured(target: Target, ways: list[Way], prompts: list[EvaluationPrompt], plan: Plan, say: Say) -> Measurements:
-    return measure(target, ways, prompts, plan.max_new_tokens, plan.repeats, plan.bootstrap.seed, say)
-
-
-def _figures(ways: list[Way], measured: Measurements, main: str, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
-    """Of every way with a drafter; greedy ones are compared with the main one on the same prompts."""
-    figures = {}
-    for way in ways:
-        if way.drafter is None:
-            continue
-        ours = measured[way.name]
-        found = summarize(way, ours, measured[_plain_name(way.sampling.temperature)], bootstrap)
-        if way.name != main and way.sampling.greedy:
-            pairs = acceptance_pair(ours), acceptance_pair(measured[main])
-            found["to_main"] = compare(*pairs, bootstrap.samples, bootstrap.confidence, bootstrap.seed).as_dict()
-        figures[way.name] = found
-    return figures
+    on_files = evaluate_files(target, drafter, files or {}, plan, notes, say)
+    return Evaluation(own.name, measured, others, figures, statics, rates, skipped, said, notes, on_files)
 
 
 def _static_trees(
@@ -193,7 +156,7 @@ def _further_ways(
         if isinstance(drafter, Medusa) and length > drafter.num_heads:
             notes.append(f"a chain of {length} was not measured: the drafter has {drafter.num_heads} heads")
         elif length != own:
-            ways.append(Way(_chain_name(length), drafter, length))
+            ways.append(Way(chain_name(length), drafter, length))
     if plan.trees and _grows_trees(target, notes):
         ways += [Way(f"tree {tree}", drafter, tree=tree) for tree in dict.fromkeys(plan.trees)]
     ways += [Way(name, drafter, tree=tree) for name, tree in statics.items()]
@@ -202,8 +165,8 @@ def _further_ways(
             continue
         sampling = Sampling(temperature)
         ways += [
-            Way(_plain_name(temperature), sampling=sampling),
-            Way(_chain_name(own, temperature), drafter, own, sampling=sampling),
+            Way(plain_name(temperature), sampling=sampling),
+            Way(chain_name(own, temperature), drafter, own, sampling=sampling),
         ]
     return ways
 
@@ -216,15 +179,3 @@ def _grows_trees(target: Target, notes: list[str]) -> bool:
             notes.append(f"no trees: {error}")
         return False
     return True
-
-
-def _chain_name(length: int, temperature: float = 0.0) -> str:
-    return f"chain of {length}{_at(temperature)}"
-
-
-def _plain_name(temperature: float) -> str:
-    return f"no drafter{_at(temperature)}"
-
-
-def _at(temperature: float) -> str:
-    return f", temperature {temperature:g}" if temperature else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ if TYPE_CHECKING:  # it brings torch, which no page needs
 
 
 def write_evaluation(report: Report, evaluation: Evaluation, folder: Path) -> None:
-    """Everything that an evaluation leaves behind: the pages, `figures.json`, `ways.json`, `prompts.jsonl`."""
+    """Everything that an evaluation leaves behind: the pages, `figures.json`, `ways.json`, `prompts.jsonl`, and
+    `files.jsonl` where files of prompts were measured."""
     write_report(report, folder)
     if report.certificate:
         write_text(folder / "certificate.txt", report.certificate)
@@ -28,6 +30,14 @@ def write_evaluation(report: Report, evaluation: Evaluation, folder: Path) -> No
     measured = evaluation.measured | evaluation.others
     rows = ({"way": way} | asdict(p) for way, prompts in measured.items() for p in prompts)
     write_jsonl(folder / "prompts.jsonl", rows)
+    if evaluation.files:
+        write_jsonl(folder / "files.jsonl", _rows_of_files(evaluation))
+
+
+def _rows_of_files(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    for name, file in evaluation.files.items():
+        for way, prompts in file.measured.items():
+            yield from ({"file": name, "way": way} | asdict(p) for p in prompts)
 
 
 def write_report(report: Report, folder: Path) -> None:

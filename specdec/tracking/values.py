@@ -49,8 +49,9 @@ def numbers(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]
 
 
 def name_of(key: str) -> str:
-    """`key` with what MLflow refuses in a name replaced."""
-    return re.sub(r"[^\w\-. /:]", "_", key)[:_LONGEST_NAME]
+    """`key` with what MLflow refuses in a name replaced: it must read as a path below some folder, too."""
+    plain = re.sub(r"[^\w\-. /:]", "_", key)[: _LONGEST_NAME - 1]
+    return "/".join("_" if part in ("", ".", "..") else part for part in plain.split("/"))
 
 
 def redact(text: str) -> str:

@@ -97,6 +97,8 @@ def test_the_committed_settings_are_valid() -> None:
         ("drafters.medusa.training.epochs", float("inf"), "drafters.medusa.training.epochs: "),
         ("prepare_prompts.validation_share", 0.0, "prepare_prompts.validation_share: "),
         ("evaluate.confidence", True, "evaluate.confidence: "),
+        ("evaluate.file_prompts", 0, "evaluate.file_prompts: "),
+        ("evaluate.file_prompts", "__delete__", "evaluate.file_prompts: missing"),
     ],
 )
 def test_bad_settings_are_refused_by_the_path_of_the_key(tmp_path: Path, key: str, value: object, told: str) -> None:

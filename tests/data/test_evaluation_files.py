@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from specdec.data.evaluation_files import read_evaluation_file
+from specdec.data.evaluation_files import first_of_each_category, read_evaluation_file, turns_of
 from specdec.errors import DataError
 from specdec.io import sha256_file
 
@@ -26,10 +26,14 @@ def write(file: Path, rows: list[Any]) -> str:
     return sha256_file(file)
 
 
+def turns(file: Path, rows: list[Any]) -> list[list[str]]:
+    return [turns_of(row) for row in read_evaluation_file(file, write(file, rows))]
+
+
 def test_every_form(tmp_path: Path) -> None:
     file = tmp_path / "bench.jsonl"
     rows = [*FORMS, {"question": "Q", "answer": "A"}, {"task_id": "1", "prompt": "def f():"}]
-    assert read_evaluation_file(file, write(file, rows)) == [["Q", "R"]] * 4 + [["Q"], ["def f():"]]
+    assert turns(file, rows) == [["Q", "R"]] * 4 + [["Q"], ["def f():"]]
 
 
 def test_columns_of_merged_files(tmp_path: Path) -> None:
@@ -37,7 +41,7 @@ def test_columns_of_merged_files(tmp_path: Path) -> None:
     none = dict.fromkeys(("turns", "question", "prompt", "messages", "conversations"))
     rows = [{**none, "question": "Q"}, {**none, "prompt": "Q"}, {**none, "turns": ["Q"]}]
     rows.append({**none, "messages": [{"role": "user", "content": "Q"}]})
-    assert read_evaluation_file(file, write(file, rows)) == [["Q"]] * 4
+    assert turns(file, rows) == [["Q"]] * 4
 
 
 @pytest.mark.parametrize("row", [{"text": "Q"}, {"turns": []}, {"turns": [1]}, {"prompt": None}, {"messages": []}, 3])
@@ -54,3 +58,17 @@ def test_a_missing_file_and_another_one(tmp_path: Path) -> None:
     found = write(file, FORMS)
     with pytest.raises(DataError, match=rf"bench\.jsonl has sha256 {found}, and {'0' * 64} is stated: bring"):
         read_evaluation_file(file, "0" * 64)
+
+
+def test_what_could_not_be_measured_is_refused_before_the_training(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    twice = [{"id": 1, "prompt": "Q"}, {"id": 1, "prompt": "R"}]
+    with pytest.raises(DataError, match=r"evaluation_files: rows 1 and 2 of .*bench\.jsonl have the same id '1'"):
+        read_evaluation_file(file, write(file, twice))
+
+
+def test_the_first_of_each_category() -> None:
+    rows = [{"id": i, "category": c} for i, c in enumerate("abaacb")]
+    assert [row["id"] for row in first_of_each_category(rows, 2)] == [0, 1, 2, 4, 5]
+    assert [row["id"] for row in first_of_each_category(rows, 1)] == [0, 1, 4]
+    assert first_of_each_category(rows, None) == rows

@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
         "trees": ["2,2,4"],
         "static_nodes": [4],
         "ways_prompts": 3,
+        "file_prompts": 2,
         "certificate": {"prompts": 3, "max_new_tokens": 16, "sampled_tokens": 240, "deployment": "bfloat16"},
         "repeats": 1,
         "bootstrap_samples": 100,

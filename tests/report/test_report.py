@@ -51,6 +51,7 @@ def report() -> Report:
         "lossless": True,
         "confidence": 0.95,
         "categories": {"<script>": GROUP, "one": single, "$x^{$ a|b": GROUP},
+        "files": {},
     }
     shown = Example("c", "<b>why</b>?", [("because ", False), ("<i>so</i>", True)], 1.5)
     way = GROUP | {
@@ -94,6 +95,50 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     for name in ("positions.png", "categories.png", "ways.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in (tmp_path / "report.md").read_text()
+
+
+def with_files() -> Report:
+    lookup = {"acceptance_length": {"value": 1.1, "low": 1.0, "high": 1.2}, "speedup": NUMBER}
+    fast = {"value": 2.5, "low": 2.4, "high": 2.6}
+    group = {"prompts": 7, "tokens": 9, "acceptance_length": NUMBER, "speedup": fast, "prompt_lookup": lookup}
+    one = {"<qa>": group | {"prompts": 3}, "a|b": group | {"prompts": 4}}
+    files = {
+        "bench/<x>.jsonl": group | {"lossless": False, "skipped_prompts": 12, "categories": one},
+        "gsm.jsonl": group | {"lossless": True, "skipped_prompts": 0, "categories": {"gsm": group}},
+    }
+    made = report()
+    return dataclasses.replace(made, figures=made.figures | {"files": files, "lossless": False})
+
+
+def test_files_of_prompts(tmp_path: Path) -> None:
+    write_report(with_files(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<x>" not in page
+    assert "<qa>" not in page
+    assert "differs from plain decoding: see prompts.jsonl and files.jsonl" in page
+    table = page.split("<h2>Evaluation files</h2>")[1].split("<h2>")[0]
+    lines = [" ".join(re.sub(r"<[^>]*>", " ", line).split()) for line in table.splitlines()]
+    figures = "1.50 [1.40, 1.60] 1.10 [1.00, 1.20] 2.50 [2.40, 2.60] 1.50 [1.40, 1.60]"
+    assert f"bench/&lt;x&gt;.jsonl 12 skipped 7 {figures} NO" in lines
+    assert f"&lt;qa&gt; 3 {figures}" in lines
+    assert f"gsm.jsonl 7 {figures} yes" in lines
+    assert not [line for line in lines if line.startswith("gsm 7")], "one category is the file"
+    rows = re.findall(r"<tr.*?</tr>", table)
+    assert {len(re.findall("<t[hd]", row)) for row in rows} == {7}
+    told = [line for line in (tmp_path / "report.md").read_text().splitlines() if "2.50" in line]
+    ours = "1.50 [1.40, 1.60] | 1.10 [1.00, 1.20] | 2.50 [2.40, 2.60] | 1.50 [1.40, 1.60]"
+    assert told == [
+        f"| **bench/<x>.jsonl** (12 skipped) | 7 | {ours} | NO |",
+        f"| <qa> | 3 | {ours} | |",
+        rf"| a\|b | 4 | {ours} | |",
+        f"| **gsm.jsonl** | 7 | {ours} | yes |",
+    ]
+
+
+def test_without_files_none_are_shown(tmp_path: Path) -> None:
+    write_report(report(), tmp_path)
+    for page in ("report.html", "report.md"):
+        assert "valuation file" not in (tmp_path / page).read_text()
 
 
 def test_a_drafter_trained_elsewhere_has_no_curves(tmp_path: Path) -> None:

@@ -43,8 +43,20 @@ def test_numbers_come_from_tensors_and_truths() -> None:
 def test_names_are_what_mlflow_takes(name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    if cleaned := name_of("a" + name):
-        _validate_metric_name(cleaned.replace("..", "_").strip("/") or "a")
+    _validate_metric_name(name_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("files//data/x.jsonl/speedup", "files/_/data/x.jsonl/speedup"),
+        ("files/../x.jsonl/a", "files/_/x.jsonl/a"),
+        ("files/./x/", "files/_/x/_"),
+        ("test/loss", "test/loss"),
+    ],
+)
+def test_any_path_may_be_part_of_a_name(name: str, stored: str) -> None:
+    assert name_of(name) == stored
 
 
 @pytest.mark.parametrize("value", ["x" * 501, "é" * 9000])
