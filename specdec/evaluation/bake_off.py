@@ -1,4 +1,4 @@
-"""The drafters of a run side by side: against none, prompt lookup, and the best of them, prompt by prompt.
+"""The drafters of a run side by side: against none, prompt lookup, the best of them and the champion, by prompt.
 
 Each drafter was measured in a process of its own, beside plain decoding. So acceptance is compared directly, and
 speed by what each gained over its own plain passes.
@@ -44,11 +44,12 @@ class Entrant:
         return speed_pair(self.prompts, self.measured["no drafter"])
 
 
-def bake_off(entrants: list[Entrant], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+def bake_off(entrants: list[Entrant], bootstrap: Bootstrap, champion: str | None = None) -> list[dict[str, Any]]:
     """One row each, the fastest first, and prompt lookup (of the first entrant's run) in its place.
 
-    to_best, to_lookup: the comparisons of acceptance; speed_to_best: of the speedups. Raises DataError when the
-    drafters were measured on different prompts.
+    champion: the name of the entrant that is served now. to_best, to_lookup, to_champion: the comparisons of
+    acceptance; speed_to_best, speed_to_champion: of the speedups. Raises DataError when the drafters were measured
+    on different prompts.
     """
     ids = [prompt.id for prompt in entrants[0].prompts]
     for other in entrants[1:]:
@@ -60,12 +61,16 @@ def bake_off(entrants: list[Entrant], bootstrap: Bootstrap) -> list[dict[str, An
     lookup = Entrant(LOOKUP, LOOKUP, first.figures, first.measured)
     ranked = sorted([*entrants, lookup], key=lambda e: -e.figures[e.main]["speedup"]["value"])
     best = next(entrant for entrant in ranked if entrant is not lookup)
+    reigning = next((entrant for entrant in entrants if entrant.name == champion), None)
+    rivals = {"best": best, "champion": reigning}
     rows = []
     for entrant in ranked:
         row = {"name": entrant.name, "way": entrant.main, "figures": entrant.figures[entrant.main]}
-        if entrant is not best:
-            row["to_best"] = _compared(acceptance_pair(entrant.prompts), acceptance_pair(best.prompts), bootstrap)
-            row["speed_to_best"] = _compared(entrant.speed, best.speed, bootstrap)
+        for called, rival in rivals.items():
+            if rival and entrant is not rival:
+                accepted = acceptance_pair(entrant.prompts), acceptance_pair(rival.prompts)
+                row[f"to_{called}"] = _compared(*accepted, bootstrap)
+                row[f"speed_to_{called}"] = _compared(entrant.speed, rival.speed, bootstrap)
         if entrant is not lookup:
             row["to_lookup"] = _compared(acceptance_pair(entrant.prompts), acceptance_pair(lookup.prompts), bootstrap)
         rows.append(row)

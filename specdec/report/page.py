@@ -68,12 +68,13 @@ def write_prompts_report(figures: dict[str, Any], out: Path) -> None:
     write_text(out, _render("prompts.html", figures=figures, dropped=rows, image=_data_uri(image.getvalue())))
 
 
-def write_comparison(rows: list[dict[str, Any]], confidence: float, folder: Path) -> None:
-    """Writes the page of all drafters of a run. rows: `bake_off`."""
+def write_comparison(rows: list[dict[str, Any]], champion: dict[str, Any], confidence: float, folder: Path) -> None:
+    """Writes the page of all drafters of a run. rows: `bake_off`. champion: as in `comparison.json`."""
     shown = {row["name"]: row["figures"] for row in rows}
     plot_ways({"main": rows[0]["name"], "ways": shown}, folder / "comparison.png")
     image = _data_uri((folder / "comparison.png").read_bytes())
-    write_text(folder / "report.html", _render("comparison.html", rows=rows, confidence=confidence, image=image))
+    values = {"rows": rows, "champion": champion, "confidence": confidence, "image": image}
+    write_text(folder / "report.html", _render("comparison.html", **values))
 
 
 def interval(figure: dict[str, float | None]) -> str:

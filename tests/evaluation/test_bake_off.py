@@ -74,6 +74,31 @@ def test_one_drafter_alone() -> None:
     assert [row["name"] for row in rows] == ["only", "prompt lookup"]
 
 
+def test_each_against_the_champion_by_its_own_plain_passes() -> None:
+    """`same` gains what the champion does, on a machine that was twice as slow then."""
+    reigning = entrant("champion (version 3)", 6, 1.0)
+    entrants = [entrant("more", 9, 0.5), entrant("same", 6, 2.0, plain=4.0), entrant("less", 3, 1.5), reigning]
+    by = {row["name"]: row for row in bake_off(entrants, BOOTSTRAP, reigning.name)}
+    assert by["more"]["to_champion"]["verdict"] == by["more"]["speed_to_champion"]["verdict"] == "better"
+    assert by["more"]["to_champion"]["difference"]["value"] == pytest.approx(0.3)
+    assert by["more"]["speed_to_champion"]["difference"]["value"] == pytest.approx(2.0)
+    for key in ("to_champion", "speed_to_champion"):
+        assert by["same"][key]["difference"]["value"] == pytest.approx(0)
+        assert by["same"][key]["verdict"] == "no difference"
+        assert by["less"][key]["verdict"] == "worse"
+        assert key not in by[reigning.name]
+    assert by["prompt lookup"]["to_champion"]["verdict"] == "worse"
+    assert by[reigning.name]["to_best"]["verdict"] == "worse", "it is an entrant as the others are"
+
+
+def test_a_champion_of_the_run_and_none() -> None:
+    entrants = [entrant("a", 6, 1.0), entrant("b", 3, 1.5)]
+    by = {row["name"]: row for row in bake_off(entrants, BOOTSTRAP, "b")}
+    assert by["a"]["to_champion"]["verdict"] == "better"
+    assert "to_champion" not in by["b"]
+    assert not any("to_champion" in row or "speed_to_champion" in row for row in bake_off(entrants, BOOTSTRAP))
+
+
 def test_other_prompts_are_not_compared() -> None:
     with pytest.raises(DataError, match="a and b were measured on different prompts: evaluate both again"):
         bake_off([entrant("a", 6, 1.0), entrant("b", 6, 1.0, ids=5)], BOOTSTRAP)

@@ -209,10 +209,30 @@ def test_the_page_of_all_drafters(tmp_path: Path) -> None:
         {"name": "eagle3", "way": "chain of 3", "figures": way, "to_lookup": worse},
         {"name": "<b>", "way": "chain of 2", "figures": way, "to_best": worse, "speed_to_best": worse},
     ]
-    write_comparison(rows, 0.95, tmp_path)
+    none = {"row": None, "told": "no champion <yet>", "sha256": None}
+    write_comparison(rows, none, 0.95, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
     assert "<b>" not in page
     cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("side by side</h1>")[1]).split())
     assert "eagle3 chain of 3 1.50 [1.40, 1.60] worse by 0.25 (p 0.002) 1.50 [1.40, 1.60] yes" in cells
     assert "&lt;d&gt; 2 1.50 [1.40, 1.60] 1.50 [1.40, 1.60]" in cells
+    assert "Against the champion No champion &lt;yet&gt;. Acceptance length by category" in cells
+
+
+def test_the_page_with_a_champion(tmp_path: Path) -> None:
+    way = GROUP | {"temperature": 0.0, "lossless": True, "categories": {"c": GROUP}}
+    worse = {"difference": {"value": -0.25, "low": -0.4, "high": -0.1}, "p_value": 0.002, "verdict": "worse"}
+    better = {"difference": {"value": 0.5, "low": 0.4, "high": 0.6}, "p_value": 0.001, "verdict": "better"}
+    rows = [
+        {"name": "new", "way": "chain of 3", "figures": way, "to_champion": worse, "speed_to_champion": better},
+        {"name": "old", "way": "chain of 2", "figures": way},
+    ]
+    write_comparison(rows, {"row": "old", "told": "version 3 is old", "sha256": "f" * 64}, 0.95, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("<h2>Against the champion</h2>")[1]).split())
+    assert cells.startswith("Version 3 is old. drafter acceptance length")
+    figure = "1.50 [1.40, 1.60]"
+    assert f"new {figure} worse by 0.25 (p 0.002) {figure} better by 0.50 (p 0.001)" in cells
+    assert f"old {figure} the champion {figure} the champion" in cells
+    assert "f" * 64 in cells

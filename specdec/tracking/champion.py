@@ -1,0 +1,61 @@
+"""The drafter that the registry promotes now, as a folder to measure new ones against. Looking changes no record."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdec.errors import TrackingError, TransientError
+from specdec.tracking.checkpoints import REGISTRY, fetch_drafter
+from specdec.tracking.promotion import CHAMPION
+from specdec.tracking.store import Store, connect, locate, speaking
+
+
+@dataclass(frozen=True)
+class PresentChampion:
+    """version: None where there is none, or none can be asked for. folder: its checkpoint, where it came. told: why
+    there is no folder; empty otherwise."""
+
+    model: str
+    version: str | None = None
+    folder: Path | None = None
+    told: str = ""
+
+
+def present_champion(model: str, into: Path) -> PresentChampion:
+    """The version that the alias `champion` of a registered model names, fetched below `into`.
+
+    Raises nothing of MLflow's: a comparison does without, and tells why. Other versions' folders there are removed.
+    """
+    version = None
+    try:
+        version = _version(model)
+        if version is None:
+            return PresentChampion(model, told=f"no champion yet: no version of {model} is promoted")
+        folder = fetch_drafter(f"{REGISTRY}{model}/{version}", into)
+    except (TrackingError, TransientError) as error:
+        return PresentChampion(model, version, told=f"the champion of {model} was not compared: {error}")
+    for other in into.glob("m-*"):
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other)
+    return PresentChampion(model, version, folder)
+
+
+def _version(model: str) -> str | None:
+    database = locate().database
+    if database is not None and not database.exists():  # `connect` would make it
+        return None
+    store = connect()
+    with speaking(store.location):
+        return _alias(store, model)
+
+
+def _alias(store: Store, model: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = store.client.get_registered_model(model).aliases.get(CHAMPION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return None if found is None else str(found)
