@@ -1,5 +1,6 @@
 """A drafter on further files of prompts, beside the held-out ones: Spec-Bench, GSM8K, ..."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from specdec.data.prompts import template_refusal
 from specdec.drafters import Drafter
 from specdec.errors import DataError
-from specdec.evaluation.measure import Measurements, encode
+from specdec.evaluation.measure import EvaluationPrompt, Measurements, encode
 from specdec.evaluation.plan import LOOKUP, Plan, first_ways
 from specdec.evaluation.ways import WayFigures, measure_ways
 from specdec.targets import Target
@@ -15,13 +16,13 @@ from specdec.targets import Target
 
 @dataclass(frozen=True)
 class FileEvaluation:
-    """One file. measured, figures: of the main way, no drafter and prompt lookup. skipped: prompts that the chat
-    template refuses, or that do not fit the base."""
+    """One file. measured, figures: of the main way, no drafter and prompt lookup. skipped: by category, prompts that
+    the chat template refuses, or that do not fit the base."""
 
     main: str
     measured: Measurements
     figures: WayFigures
-    skipped: int
+    skipped: dict[str, int]
 
     @property
     def lossless(self) -> bool:
@@ -60,8 +61,12 @@ def evaluate_files(
             continue
         ways = first_ways(drafter)
         measured, figures = measure_ways(target, ways, prompts, plan, say)
-        found[name] = FileEvaluation(ways[1].name, measured, figures, len(rows) - len(prompts))
+        found[name] = FileEvaluation(ways[1].name, measured, figures, dict(_skipped(rows, prompts)))
     return found
+
+
+def _skipped(rows: list[dict[str, Any]], prompts: list[EvaluationPrompt]) -> Counter[str]:
+    return Counter(row["category"] for row in rows) - Counter(prompt.category for prompt in prompts)
 
 
 def _beside(ours: dict[str, Any], lookup: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The whole repository in a folder of its own, on a tiny base and a small dataset."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,6 @@ SMALL: dict[str, Any] = {
         "max_turns": 2,
         "max_prompt_tokens": 100,
         "near_duplicate": 0.8,
-        "evaluation_files": [],
     },
     "synthesize": {
         "engine": "transformers",
@@ -115,11 +115,14 @@ def make_project(root: Path, base: Path, dataset: Path) -> Project:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(root), "SPECDEC_API_KEY": KEY}
     project = Project(root, environment)
+    bench = "".join(json.dumps({"turns": [f"Add {i} to {i}."], "category": f"c{i % 2}"}) + "\n" for i in range(6))
+    (root / "bench.jsonl").write_text(bench)
+    listed = [{"path": "bench.jsonl", "sha256": hashlib.sha256(bench.encode()).hexdigest()}]
     project.params(
         clone_data={"url": str(dataset), "revision": "main", "file": "train.jsonl", "max_bad_share": 0.0},
         fetch_base={"source": str(base), "revision": None},
         drafters={"medusa": medusa(max_length=128), "wide": medusa(max_length=128, seed=1)},
-        **SMALL,
+        **SMALL | {"prepare_prompts": SMALL["prepare_prompts"] | {"evaluation_files": listed}},
     )
     return project
 

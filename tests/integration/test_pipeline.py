@@ -70,6 +70,10 @@ def test_every_stage_did_its_work(project: Project) -> None:
         assert certificate["passed"] is True
         assert certificate["deployment"] == "bfloat16"
         assert figures["prompts"] == 6
+        assert {c: g["prompts"] for c, g in figures["files"]["bench.jsonl"]["categories"].items()} == {
+            "c0": 2,
+            "c1": 2,
+        }
         assert (project.root / "reports" / drafter / "report.html").stat().st_size > 20_000
         assert load(project, f"models/drafters/{drafter}/config.json")["architectures"] == ["MedusaModel"]
 
@@ -77,6 +81,8 @@ def test_every_stage_did_its_work(project: Project) -> None:
 def test_a_table_and_where_to_look(project: Project) -> None:
     output = (project.root / "first.log").read_text()
     assert (project.root / "comparison/report.html").stat().st_size > 20_000
+    first = load(project, "comparison/comparison.json")["champion"]
+    assert first["told"] == "no champion yet: no version of specdec-tiny-llama is promoted"
     for word in ("acceptance length", "position rates", "speedup", "lossless", "champion", "report.html"):
         assert word in output
     assert "make mlflow" in output
@@ -151,6 +157,9 @@ def test_one_drafters_training_settings_rerun_only_what_depends_on_them(project:
     after = load(project, "registry.json")["versions"]
     assert after["medusa"]["version"] == registry["medusa"]["version"]
     assert after["wide"]["version"] == "3"
+    champion = load(project, "comparison/comparison.json")["champion"]
+    assert champion["version"] in ("1", "2")
+    assert champion["row"] in ("medusa", "champion (version 2)")
 
 
 def test_training_goes_on_from_a_registered_drafter(project: Project) -> None:
