@@ -40,7 +40,7 @@ SMALL = 3 * LENGTH * 64 * 4 * 4  # three rows of hidden states and three layers 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread(_two_threads: None) -> Iterator[None]:
+def _one_thread(_few_threads: None) -> Iterator[None]:
     """As the children have, so that bits can be compared."""
     torch.set_num_threads(1)
     yield
