@@ -56,7 +56,9 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "right", "wrong", "error"), MUTANTS, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "error"), MUTANTS, ids=lambda part: getattr(part, "__name__", part)[:40]
+)
 def test_a_mutant_is_caught(monkeypatch: pytest.MonkeyPatch, name: str, right: str, wrong: str, error: Error) -> None:
     monkeypatch.setattr(verify, name, mutant(getattr(verify, name), right, wrong))
     assert error(Sampling(1.0)) > 1e-6
