@@ -584,7 +584,7 @@ def id_row(**changes: object) -> dict[str, Any]:
         ([QUESTION, QUESTION], "data.jsonl has no answers in its 2 rows: let the base give some"),
         ([{"text": "hi"}], "data.jsonl has no answers in its 1 rows (1 x no conversation): "),
         (b"\x89PNG\xff\n", "data.jsonl has no answers in its 1 rows (1 x not JSON): "),
-        (gzip.compress(b"{}"), "data.jsonl is compressed with gzip: decompress it"),
+        (gzip.compress(b"{}", mtime=0), "data.jsonl is compressed with gzip: decompress it"),
         ([id_row(token_ids=[])], "data.jsonl has no answers: "),
         ([{"segments": []}], "none is left for"),
         ([id_row(token_ids=[9, 262])], "data.jsonl holds the token 262, and base has 262: another base answered"),
