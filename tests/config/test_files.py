@@ -1,5 +1,6 @@
 """Settings: what is refused, and that the message names the key."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -137,15 +138,26 @@ def test_every_profile_gives_valid_settings(tmp_path: Path, name: str) -> None:
     assert load_params(tmp_path / "params.yaml").fetch_base.source != "embedded"
 
 
+@pytest.mark.parametrize("name", profile_names(ROOT / "profiles"))
+def test_every_profile_pins_the_commits_of_dataset_and_base(tmp_path: Path, name: str) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    use_profile(name, tmp_path / "params.yaml", ROOT / "profiles")
+    params = load_params(tmp_path / "params.yaml")
+    for revision in (params.clone_data.revision, params.fetch_base.revision):
+        assert re.fullmatch("[0-9a-f]{40}", revision or "")
+
+
 def test_what_a_profile_wrote_keeps_its_edits(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     shutil.copy(ROOT / "params.yaml", file)
     use_profile("tinyllama-daring-anteater", file, ROOT / "profiles")
-    file.write_text(file.read_text().replace("revision: main", "revision: 3f2c"))
+    pinned = load_params(file).clone_data.revision
+    assert pinned
+    file.write_text(file.read_text().replace(f"revision: {pinned}", "revision: 3f2c"))
     assert not use_profile("tinyllama-daring-anteater", file, ROOT / "profiles")
     assert load_params(file).clone_data.revision == "3f2c"
     assert use_profile("qwen2.5-7b-daring-anteater", file, ROOT / "profiles")
-    assert load_params(file).clone_data.revision == "main"
+    assert load_params(file).clone_data.revision == pinned
 
 
 def test_a_profile_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
