@@ -3,6 +3,7 @@
 In: `data/prompts/{train,validation}.jsonl`, `models/base/`. Out: `data/synthetic/{train,validation}.jsonl`
 and `metrics/synthesis.json`. Every answer is in the journal below `.specdec/synthesize/` as soon as it is
 there, so that an interrupted run goes on where it was; when nothing is missing, no server is started.
+In the metrics `data` counts all answers, of however many runs, and `last_run` has the speed of the last one.
 """
 
 import itertools
@@ -47,9 +48,9 @@ def main() -> None:
         data = {split: assemble(journal, _rows(split), samples, OUT / f"{split}.jsonl").figures() for split in SPLITS}
         if empty := [split for split, part in data.items() if not part["rows"]]:
             raise DataError(f"no row of {empty[0]} has an answer: look at synthesize.sampling (cut_off, max_tokens)")
-        # Of the last run that asked for something: this one, or the one that a kill kept from writing its metrics.
-        figures = journal.runs[-1] if journal.runs else None
-        write_json(METRICS, {"engine": engine, "data": data, "run": figures, "runs": len(journal.runs)})
+        # The last that asked for something: this one, or one that was stopped between its answers and its metrics.
+        last = journal.runs[-1] if journal.runs else None
+        write_json(METRICS, {"engine": engine, "data": data, "last_run": last, "runs": len(journal.runs)})
     if unanswered := sum(part["rows_missing"] for part in data.values()):
         say(f"{unanswered} rows have no answer: `dvc repro -f synthesize` asks for them again")
 

@@ -80,7 +80,8 @@ def answer_file(request: Request, say: Say) -> None:
                 journal_file.unlink()
             raise
         if request.metrics:
-            write_json(request.metrics, {"data": data, "run": journal.runs[-1] if journal.runs else None})
+            last = journal.runs[-1] if journal.runs else None
+            write_json(request.metrics, {"data": data, "last_run": last, "runs": len(journal.runs)})
     say(f"{request.output}: {data['rows']} rows, {data['answer_tokens']} answer tokens, {data['finish_reasons']}")
     if data["rows_missing"]:
         say(f"{data['rows_missing']} rows have no answer: --resume asks for them again")

@@ -56,10 +56,10 @@ class Index:
         """How many keys are in a state."""
         return self._counts[state]
 
-    def kinds(self, state: int) -> Counter[str]:
-        """The kinds of all keys in a state, counted."""
-        query = "SELECT kind, COUNT(*) FROM rows WHERE state = ? GROUP BY kind"
-        return Counter(dict(self._rows.execute(query, (state,)).fetchall()))
+    def kind(self, key: str) -> str | None:
+        """Why a row was dropped or has failed; None where it was neither, or the key is unknown."""
+        found = self._rows.execute("SELECT kind FROM rows WHERE key = ?", (_digest(key),)).fetchone()
+        return None if found is None else found[0]
 
 
 def _digest(key: str) -> bytes:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -88,15 +87,10 @@ class Journal:
     def __len__(self) -> int:
         return self._index.count(ANSWERED) + self._index.count(DROPPED)
 
-    @property
-    def failures(self) -> Counter[str]:
-        """Rows whose last word is a failure, by its kind."""
-        return self._index.kinds(FAILED)
-
-    @property
-    def dropped(self) -> Counter[str]:
-        """Rows that the settings leave out, by the reason."""
-        return self._index.kinds(DROPPED)
+    def why(self, key: str) -> str | None:
+        """Why a row has no answer: the kind of its failure, or of what drops it. None where it has one, or was not
+        asked."""
+        return self._index.kind(key)
 
     @property
     def empty(self) -> bool:

@@ -88,9 +88,9 @@ def _rows(
             statistics.add(row)
             yield row
         elif job.key in journal:
-            statistics.dropped += 1
+            statistics.dropped[str(journal.why(job.key))] += 1
         else:
-            statistics.missing += 1
+            statistics.add_missing(journal.why(job.key))
 
 
 def _jobs(prompts: Iterable[Prompt], samples: int) -> Iterator[Job]:

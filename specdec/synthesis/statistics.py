@@ -169,11 +169,15 @@ def _time(seconds: float) -> str:
 
 @dataclass
 class DataStatistics:
-    """Counts the rows of one output file."""
+    """Counts the rows of one output file, whichever run they were answered in.
+
+    missing: rows that have no answer and can be asked again; failures: why, by the last word on each.
+    """
 
     rows: int = 0
     missing: int = 0
-    dropped: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
@@ -192,12 +196,19 @@ class DataStatistics:
             self.answer_tokens += len(segment["token_ids"])
             self.finish_reasons[segment["finish_reason"]] += 1
 
+    def add_missing(self, failure: str | None) -> None:
+        """Counts one row without an answer; None: it was not asked."""
+        self.missing += 1
+        if failure:
+            self.failures[failure] += 1
+
     def figures(self) -> dict[str, Any]:
         """The same rows give the same figures."""
         return {
             "rows": self.rows,
             "rows_missing": self.missing,
-            "rows_dropped": self.dropped,
+            "failures": dict(sorted(self.failures.items())),
+            "rows_dropped": dict(sorted(self.dropped.items())),
             "turns": self.turns,
             "prompt_tokens": self.prompt_tokens,
             "answer_tokens": self.answer_tokens,

@@ -85,7 +85,7 @@ def test_the_options_of_nvidias_example(specdec: Any, server: Scripted, data: Pa
     assert all(row["segments"][0]["token_ids"] for row in rows)
     assert {body["max_tokens"] for body in server.bodies[1:]} == {33}
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (figures["data"]["rows"], figures["run"]["requests"]) == (7, 8)
+    assert (figures["data"]["rows"], figures["last_run"]["requests"]) == (7, 8)
     assert {f.name for f in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.journal", "figures.json", data.name}
 
 

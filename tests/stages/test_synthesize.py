@@ -87,8 +87,8 @@ def test_from_prompts_to_data_and_again_without_a_server(project: Path) -> None:
         assert "old" not in [m["content"] for m in row["messages"]]
     metrics = json.loads((project / "metrics/synthesis.json").read_text())
     assert metrics["data"]["train"]["rows"] == 8
-    assert metrics["run"]["rows_answered"] == 10
-    assert metrics["run"]["prompts_rendered_differently"] == 0
+    assert metrics["last_run"]["rows_answered"] == 10
+    assert metrics["last_run"]["prompts_rendered_differently"] == 0
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(project) in " ".join(p.info["cmdline"] or [])]
 
     written = {f: f.read_bytes() for f in (project / "data/synthetic").iterdir()}

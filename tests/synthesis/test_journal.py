@@ -40,7 +40,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
         assert len(journal) == 3
         assert [journal.row(f"r{i}") for i in range(3)] == [row(i) for i in range(3)]
         assert "bad" not in journal
-        assert journal.failures == {"http_400": 1}
+        assert [journal.why(key) for key in ("bad", "r0", "unheard of")] == ["http_400", None, None]
 
 
 def test_a_failed_row_can_be_answered_later(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_failed_row_can_be_answered_later(tmp_path: Path) -> None:
         journal.answered("bad", {"id": "bad"})
     with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         assert "bad" in journal
-        assert not journal.failures
+        assert journal.why("bad") is None
 
 
 def test_a_row_is_answered_once(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_dropped_row_is_done_and_has_no_answer(tmp_path: Path) -> None:
         assert "cut" in journal
         assert not journal.claim("cut")
         assert journal.row("cut") is None
-        assert journal.dropped == {"cut_off": 1}
+        assert journal.why("cut") == "cut_off"
 
 
 def test_rows_come_back_between_appends(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_half_a_surrogate_pair_in_a_message_is_written(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
         journal.failed("r", "bad_prompt", "half \ud83d")
     with Journal.open(tmp_path / "j.jsonl", SETTINGS) as journal:
-        assert journal.failures == {"bad_prompt": 1}
+        assert journal.why("r") == "bad_prompt"
 
 
 def test_the_index_does_not_grow_in_memory() -> None:
