@@ -83,6 +83,16 @@ def test_a_killed_fetch_goes_on(repository: Path, tmp_path: Path, slow: dict[str
     assert not [name for name in inside if name.startswith("git")]
 
 
+def test_one_commit_comes_and_not_its_history(repository: Path, tmp_path: Path) -> None:
+    for times in (2, 3):
+        last = commit(repository, ROWS * times, "more")
+    for revision in ("main", last):
+        checkout = fetch(str(repository), revision, tmp_path / revision, print)
+        assert git(checkout.repository, "rev-list", "FETCH_HEAD").split() == [last]
+        content = git(checkout.repository, "cat-file", "--batch-all-objects", "--batch-check").splitlines()
+        assert sum(" commit " in line for line in content) == 1
+
+
 def test_a_second_process_waits_for_the_first(repository: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with FileLock(tmp_path / "work.lock"):

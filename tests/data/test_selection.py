@@ -87,6 +87,14 @@ def test_each_reason(tmp_path: Path) -> None:
     assert len(kept(table, fates, "test")) == 2
 
 
+def test_a_prompt_may_have_just_as_many_tokens_as_the_limit(tmp_path: Path) -> None:
+    texts = [placed(split, question(number)) for number, split in enumerate(SPLITS)]
+    table, fates = run(tmp_path, texts, [10, 10, 10])
+    assert [kept(table, fates, split) for split in SPLITS] == [[text] for text in texts]
+    _, fates = run(tmp_path, texts, [11, 11, 11])
+    assert [fates.dropped(split) for split in SPLITS] == [{"longer than max_prompt_tokens": 1}] * 3
+
+
 def test_only_what_is_evaluated_is_guarded(tmp_path: Path) -> None:
     """A test prompt that the limit leaves out contaminates nothing."""
     pairs = [(placed("test", question(i)), placed("train", question(i))) for i in range(8)]

@@ -198,6 +198,24 @@ def test_lfs_from_a_local_store(repository: Path, clone: Clone, tmp_path: Path) 
     assert (tmp_path / "out.jsonl").read_bytes() == ROWS
 
 
+@pytest.mark.parametrize("wrong", ["size", "sha256"])
+def test_lfs_content_is_checked_by_size_and_by_sha256(
+    repository: Path, clone: Clone, tmp_path: Path, wrong: str
+) -> None:
+    """Each catches what the other would let pass."""
+    pointer = pointer_text(ROWS)
+    if wrong == "size":
+        pointer = pointer.replace(b"size ", b"size 1")
+    commit(repository, pointer, "lfs")
+    oid = hashlib.sha256(ROWS).hexdigest()
+    stored = repository / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(ROWS if wrong == "size" else ROWS.replace(b"a", b"e", 1))
+    with pytest.raises(DataError, match="content is damaged"):
+        clone(repository)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_lfs_content_moves_to_another_file_system(
     repository: Path, clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

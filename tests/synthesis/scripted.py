@@ -214,6 +214,8 @@ class Scripted:
             await asyncio.sleep(0.05)
         if action == "reset":
             return False
+        if action == "drip":
+            return await self._drip(writer, good)
         if action == "truncated":
             writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(good)}\r\n\r\n{good[:20]}".encode())
             await writer.drain()
@@ -226,6 +228,17 @@ class Scripted:
             return self._send(writer, 200, "<html>Welcome</html>", "text/html")
         self.answered += 1
         return self._send(writer, 200, good)
+
+    async def _drip(self, writer: asyncio.StreamWriter, good: str) -> bool:
+        """A good answer in twenty pieces, 50 ms between two: never silent for long, and long all the same."""
+        writer.write(
+            f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(good)}\r\n\r\n".encode()
+        )
+        step = -(-len(good) // 20)
+        for place in range(0, len(good), step):
+            writer.write(good[place : place + step].encode())
+            await asyncio.sleep(0.05)
+        return True
 
     def _completion(self, body: dict[str, Any], messages: Messages, so_far: list[int], action: str) -> str:
         """The JSON of the next `max_tokens` tokens of the answer; `empty` and `length` end it as they say."""

@@ -1,17 +1,20 @@
 """One request: its tries, the waits between them, and what is made of strange answers."""
 
+import asyncio
+import contextlib
 import dataclasses
 import json
+import socket
 import time
 from typing import Any
 
 import httpx
 import pytest
 
-from specdec.synthesis import Patience
+from specdec.synthesis import Endpoint, Patience
 from specdec.synthesis.answer import BadAnswer, parse_answer
+from specdec.synthesis.client import Client, MayPass, read_json
 from specdec.synthesis.client import _retry_after as retry_after
-from specdec.synthesis.client import read_json
 
 
 def test_a_row_is_tried_so_many_times_and_then_recorded(
@@ -31,6 +34,43 @@ def test_it_waits_between_tries(scripted: Any, go: Any, prompts: Any, hasty: Pat
     began = time.monotonic()
     go(scripted(lambda _last, n: "500" if n < 2 else "ok"), prompts(2)[1:], patience=slow)
     assert time.monotonic() - began > 2 * (0.1 + 0.2), "two turns of three tries"
+
+
+@pytest.mark.parametrize(("action", "read", "total"), [("hang", 0.1, 60.0), ("drip", 60.0, 0.3)])
+def test_silence_and_length_have_each_a_limit(
+    action: str, read: float, total: float, scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
+    rows = prompts(4)
+    bad = rows[3]["messages"][-2]["content"]
+    patient = dataclasses.replace(hasty, attempts=2, read=read, total=total)
+    began = time.monotonic()
+    statistics, out = go(scripted(lambda last, _n: action if last == bad else "ok"), rows, patience=patient)
+    assert (statistics.failures, len(out)) == ({"timeout": 1}, 3)
+    assert time.monotonic() - began < 5
+
+
+def test_an_answer_may_come_slowly_within_the_limits(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+    """`read` is of one silence and not of all of them together."""
+    patient = dataclasses.replace(hasty, attempts=1, read=0.5, total=60.0)
+    statistics, out = go(scripted(lambda _last, _n: "drip"), prompts(1), patience=patient)
+    assert (len(out), statistics.failures.total()) == (1, 0)
+
+
+def test_connecting_has_a_limit(hasty: Patience) -> None:
+    """A server whose queue of connections is full lets a client wait for minutes."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        patient = dataclasses.replace(hasty, connect=0.2, read=60.0, total=60.0)
+        client = Client(Endpoint(f"http://127.0.0.1:{full.getsockname()[1]}", "base", "vllm"), patient)
+        began = time.monotonic()
+        with pytest.raises(MayPass, match="ConnectTimeout") as caught:
+            asyncio.run(client.post("/v1/chat/completions", {}))
+        assert caught.value.kind == "timeout"
+        assert time.monotonic() - began < 5
 
 
 def test_waits_double_up_to_the_longest_and_are_never_in_step() -> None:
