@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from specdec.config import load_params
 from specdec.drafters import load_drafter
-from specdec.evaluation import Bootstrap, Plan
+from specdec.evaluation import Bootstrap, Plan, champion
 from specdec.evaluation import evaluate as measure
 from specdec.evaluation.champion import same_drafter
 from specdec.io import read_jsonl, sha256_file
@@ -59,9 +60,9 @@ def compared() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_no_champion_yet(project: Path) -> None:
-    champion, rows = compared()
-    told = f"no champion yet: no version of {NAME} is promoted"
-    assert champion == {"model": NAME, "version": None, "sha256": None, "row": None, "told": told}
+    told, rows = compared()
+    words = f"no champion yet: no version of {NAME} is promoted"
+    assert told == {"model": NAME, "version": None, "sha256": None, "row": None, "told": words}
     assert set(rows) == {*DRAFTERS, "prompt lookup"}
     assert not any("to_champion" in row for row in rows.values())
     assert "No champion yet" in Path("comparison/report.html").read_text()
@@ -74,11 +75,11 @@ def test_one_of_the_run_is_not_measured_again(project: Path, monkeypatch: pytest
         raise AssertionError("measured")
 
     monkeypatch.setattr(compare, "measure_champion", fail)
-    champion, rows = compared()
-    assert champion["row"] == "two"
-    assert champion["version"] == "2"
-    assert champion["sha256"] == sha256_file(project / "models/drafters/two/model.safetensors")
-    assert champion["told"] == f"champion = two: the same bytes are version 2 of {NAME}"
+    told, rows = compared()
+    assert told["row"] == "two"
+    assert told["version"] == "2"
+    assert told["sha256"] == sha256_file(project / "models/drafters/two/model.safetensors")
+    assert told["told"] == f"champion = two: the same bytes are version 2 of {NAME}"
     assert set(rows) == {*DRAFTERS, "prompt lookup"}
     assert "to_champion" in rows["one"]
     assert "to_champion" not in rows["two"]
@@ -91,11 +92,11 @@ def test_an_older_one_is_measured_beside_plain_decoding(project: Path) -> None:
     weights = sha256_file(project / "models/drafters/one/model.safetensors")
     write_drafter(project / "models/drafters/one", project / "models/base", seed=7)
     measure_all(project)
-    champion, rows = compared()
-    assert (champion["model"], champion["version"], champion["sha256"]) == (NAME, "1", weights)
-    assert champion["row"] == "champion (version 1)"
-    assert set(rows) == {*DRAFTERS, "prompt lookup", champion["row"]}
-    row = rows[champion["row"]]
+    told, rows = compared()
+    assert (told["model"], told["version"], told["sha256"]) == (NAME, "1", weights)
+    assert told["row"] == "champion (version 1)"
+    assert set(rows) == {*DRAFTERS, "prompt lookup", told["row"]}
+    row = rows[told["row"]]
     assert row["way"] == "chain of 2"
     assert row["figures"]["acceptance_length"] == before["acceptance_length"]
     assert row["figures"]["lossless"] is True
@@ -109,7 +110,7 @@ def test_an_older_one_is_measured_beside_plain_decoding(project: Path) -> None:
         assert rows["two"][key]["difference"]["value"] == pytest.approx(difference)
     page = Path("comparison/report.html").read_text()
     assert weights in page
-    assert champion["row"] in page
+    assert told["row"] in page
 
 
 def test_it_is_measured_in_the_settings_of_the_evaluation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,12 @@ def test_it_is_measured_in_the_settings_of_the_evaluation(project: Path, monkeyp
         asked.append((*given, real(*given)))
         return asked[-1][-1]
 
+    def load(folder: Path, target: Target) -> Any:
+        assert target.dtype == torch.bfloat16
+        return load_drafter(folder, target)
+
     monkeypatch.setattr(compare, "measure_champion", spy)
+    monkeypatch.setattr(champion, "load_drafter", load)
     compare.main()
     ((_, _, base, dtype, rows, plan, _, entrant),) = asked
     assert (str(base), dtype) == ("models/base", "bfloat16")
@@ -143,9 +149,9 @@ def test_one_for_another_base_is_not_measured(project: Path, tmp_path: Path) -> 
     for seed, name in enumerate(DRAFTERS):
         write_drafter(project / "models/drafters" / name, project / "models/base", seed)
     measure_all(project)
-    champion, rows = compared()
-    assert (champion["version"], champion["row"]) == ("1", None)
-    assert champion["told"].startswith(
+    told, rows = compared()
+    assert (told["version"], told["row"]) == ("1", None)
+    assert told["told"].startswith(
         f"the champion, version 1 of {NAME}, was not measured: it was trained for another base: its weights ("
     )
     assert set(rows) == {*DRAFTERS, "prompt lookup"}
@@ -161,16 +167,16 @@ def test_one_of_another_tokenizer_or_template(project: Path) -> None:
         for name in DRAFTERS:
             file = Path("models/drafters") / name / "specdec.json"
             file.write_text(json.dumps(json.loads(file.read_text()) | {"base": identity}))
-        champion, _ = compared()
-        assert champion["row"] is None
-        assert f"its {part.replace('_', ' ')} (" in champion["told"]
-        assert "differ from those of models/base (000000000000)" in champion["told"]
+        told, _ = compared()
+        assert told["row"] is None
+        assert f"its {part.replace('_', ' ')} (" in told["told"]
+        assert "differ from those of models/base (000000000000)" in told["told"]
 
 
 def test_an_mlflow_that_is_away_stops_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    champion, rows = compared()
-    assert "MLflow at http://127.0.0.1:9 does not answer" in champion["told"]
+    told, rows = compared()
+    assert "MLflow at http://127.0.0.1:9 does not answer" in told["told"]
     assert set(rows) == {*DRAFTERS, "prompt lookup"}
 
 
@@ -179,10 +185,10 @@ def test_a_damaged_one_is_told(project: Path) -> None:
     for weights in Path("mlartifacts").rglob("artifacts/drafter/model.safetensors"):
         weights.unlink()
         weights.write_bytes(b"torn")
-    champion, _ = compared()
-    assert champion["row"] is None
-    assert "was not measured: .specdec/champion/" in champion["told"]
-    assert "is damaged" in champion["told"]
+    told, _ = compared()
+    assert told["row"] is None
+    assert "was not measured: .specdec/champion/" in told["told"]
+    assert "is damaged" in told["told"]
 
 
 def test_the_same_drafter_is_the_same_bytes_base_and_draft_length(project: Path, tmp_path: Path) -> None:
