@@ -69,7 +69,7 @@ class Project:
         content = yaml.safe_load((self.root / "params.yaml").read_text()) | sections
         (self.root / "params.yaml").write_text(yaml.safe_dump(content))
 
-    def run(self, *command: str, timeout: int = 240) -> tuple[int, str]:
+    def run(self, *command: str, timeout: int = 900) -> tuple[int, str]:
         """(exit code, output) of a Python module with its arguments."""
         done = subprocess.run(
             [sys.executable, "-m", *command],
