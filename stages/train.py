@@ -115,7 +115,8 @@ def _write_metrics(
 class Curves:
     """step, metric, value: appended while training; after a resume, a step counts once (its last value).
 
-    Without what the machine has part in: the same training gives the same curves, and DVC need not evaluate it again.
+    Without what the machine has part in: the same training gives the same curves, and DVC need not evaluate it again
+    (but for the first loss behind an interruption: the mean of fewer steps).
     """
 
     def __init__(self, file: Path):

@@ -4,14 +4,15 @@
 interruption, and it is removed at the end. The drafter itself appears whole, at the end.
 """
 
-import hashlib
-import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.cli.conversations import split_rows
+from specdec.cli.finished import check_same, read_record, warm_start_record
 from specdec.cli.options import OWN, OWN_NAMES, TRAINING, naming_options
 from specdec.config import Environment, TrainingSettings, validated
 from specdec.config.defaults import METHOD_DEFAULTS, TRAINING_DEFAULTS
@@ -54,6 +55,10 @@ def _train(request: Request, say: Say) -> None:
     settings = _settings(request)
     training: TrainingSettings = settings.training
     _check_files(request)
+    if _is_finished(request, settings):
+        if os.environ.get("RANK", "0") == "0":  # of several that were started together
+            say(f"{request.output} is finished: trained with these settings on this data; there is nothing to do")
+        return
 
     from transformers import set_seed
 
@@ -73,7 +78,9 @@ def _train(request: Request, say: Say) -> None:
         settings = settings.model_copy(update={"training": training})
     rows = {
         split: pack_rows(found, file, split, training.max_length, target, tell)
-        for split, (file, found) in _splits(request, target, tell).items()
+        for split, (file, found) in split_rows(
+            request.data, request.eval_data, request.eval_share, target, tell
+        ).items()
     }
     counts = count_answer_tokens(rows["train"], target.vocab_size)
     _check_draft_vocabulary(request, counts)
@@ -128,10 +135,15 @@ def _settings(request: Request) -> Any:
         named = ", ".join(request.options[name] for name in unknown)
         raise ConfigError(f"{named}: not an option of --mode {request.mode}")
     own = {names.get(name, name): value for name, value in request.own.items()}
-    options = {names.get(name, name): request.options[name] for name in request.own}
-    options |= {f"training.{setting}": request.options[name] for name, setting in TRAINING.items()}
     content = {**defaults, **own, "training": {**TRAINING_DEFAULTS, **request.training}}
-    return validated(DRAFTER_SECTIONS[request.mode], content, "command line", options)
+    return validated(DRAFTER_SECTIONS[request.mode], content, "command line", _options(request))
+
+
+def _options(request: Request) -> dict[str, str]:
+    """{path of a setting of this drafter: its option}."""
+    names = OWN_NAMES[request.mode]
+    own = {names.get(name, name): request.options[name] for name in OWN}
+    return own | {f"training.{setting}": request.options[name] for name, setting in TRAINING.items()}
 
 
 def _option_names(request: Request) -> dict[str, str]:
@@ -140,12 +152,33 @@ def _option_names(request: Request) -> dict[str, str]:
     return training | {name: request.options[name] for name in OWN}
 
 
+def _is_finished(request: Request, settings: Any) -> bool:
+    """Raises ConfigError when something else is there."""
+    found = read_record(request.output)
+    if found is None:
+        return False
+    from specdec.targets import identify
+    from specdec.targets.fetch import base_folder
+    from specdec.tracking.checkpoints import exact_address
+
+    asked = settings.model_dump()
+    if "max_length" not in request.training:
+        del asked["training"]["max_length"]  # the base may have lowered it
+    wanted = {
+        "base": identify(base_folder(request.model)).as_dict(),
+        "data": _data(request),
+        "settings": asked,
+    }
+    if given := settings.training.warm_start:
+        wanted["warm_start"] = warm_start_record(given, exact_address(given))
+    check_same(request.output, found, wanted, _options(request))
+    return True
+
+
 def _check_files(request: Request) -> None:
     for file in filter(None, (request.data, request.eval_data)):
         if not file.is_file():
             raise DataError(f"{file} is no file: name a file of conversations, or what `specdec synthesize` wrote")
-    if request.output.exists():
-        raise ConfigError(f"{request.output} is there already: delete it, or name another folder with --output-dir")
     if not request.output.absolute().parent.is_dir():
         raise ConfigError(f"{request.output} cannot be written: name a folder in one that is there")
 
@@ -172,102 +205,3 @@ def _check_draft_vocabulary(request: Request, counts: Any) -> None:
             f"--draft-vocab-size {size}: the answers of {request.data} hold {seen} different tokens only: "
             f"ask for {seen} at most, or leave it out"
         )
-
-
-def _splits(request: Request, target: Any, say: Say) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """{split: (its file, rows)}."""
-    file, rows = str(request.data), _read(request.data, target, say)
-    if request.eval_data:
-        found = _read(request.eval_data, target, say)
-        return {"train": (file, rows), "validation": (str(request.eval_data), found)}
-    split: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for row in rows:
-        place = int(hashlib.sha256(_opening(row).encode(errors="surrogatepass")).hexdigest()[:12], 16) / 16**12
-        split["validation" if place < request.eval_share else "train"].append(row)
-    for name, part in split.items():
-        if not part:
-            raise DataError(
-                f"{file}: of {len(rows)} conversations, split by their first question, none is left for {name}: name "
-                "--eval-data, or set --eval-share"
-            )
-    return {name: (file, part) for name, part in split.items()}
-
-
-def _opening(row: dict[str, Any]) -> str:
-    """What decides the split: conversations that begin with the same question sit on one side."""
-    asked = (m["content"] for m in row.get("messages") or [] if m["role"] == "user")
-    return next(asked, json.dumps(row["segments"][0]["prompt_token_ids"]))
-
-
-def _read(file: Path, target: Any, say: Say) -> list[dict[str, Any]]:
-    """Rows with `segments`: the file's own, or what the chat template makes of its conversations."""
-    from specdec.data.conversations import RowCount, read_conversations
-    from specdec.data.rendering import render
-
-    if _has_segments(file):
-        return list(_token_rows(file, target))
-    count = RowCount()
-    rows = list(render(target.tokenizer, read_conversations(file, count), target.stop_ids))
-    bad = ", ".join(f"{n} x {kind}" for kind, n in count.bad.most_common())
-    left = f" ({bad})" if bad else ""
-    if not rows:
-        raise DataError(
-            f"{file} has no answers in its {count.rows} rows{left}: let the base give some with `specdec synthesize`"
-        )
-    say(f"{file}: {count.rows} rows{left}, {len(rows)} conversations with answers, rendered by the chat template")
-    return rows
-
-
-def _has_segments(file: Path) -> bool:
-    """Whether the first row has token ids."""
-    from specdec.data.conversations import BadRow, load_row
-    from specdec.data.rows import read_rows
-
-    first = next((row for _, row in read_rows(file)), b"")
-    try:
-        return "segments" in load_row(first)
-    except BadRow:
-        return False
-
-
-def _token_rows(file: Path, target: Any) -> Iterator[dict[str, Any]]:
-    """The rows that have an answer. Raises DataError for one that `specdec synthesize` could not have written."""
-    from specdec.data.conversations import BadRow, load_row
-    from specdec.data.rows import read_rows
-
-    for number, line in read_rows(file):
-        try:
-            row = load_row(line)
-        except BadRow as error:
-            raise DataError(f"{file}: row {number} is {error}: it is cut short or damaged, make it again") from None
-        if not _is_token_row(row):
-            raise DataError(f"{file}: row {number} has no `segments` of token ids, as the first has: make it again")
-        answered_by = row.get("base")
-        if isinstance(answered_by, dict) and answered_by.get("weights") not in (None, target.identity.weights):
-            raise DataError(
-                f"{file}: row {number} was answered by another base ({str(answered_by['weights'])[:12]}) than "
-                f"{target.name} ({target.identity.weights[:12]}): let this one answer, with `specdec synthesize`"
-            )
-        if row["segments"]:
-            yield row
-
-
-def _is_token_row(row: dict[str, Any]) -> bool:
-    segments, messages = row.get("segments"), row.get("messages") or []
-    parts = ("prompt_token_ids", "token_ids")
-    return (
-        isinstance(segments, list)
-        and all(isinstance(s, dict) and all(_are_ids(s.get(part)) for part in parts) for s in segments)
-        and isinstance(messages, list)
-        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
-        and all(isinstance(m["content"], str) for m in messages)
-    )
-
-
-def _are_ids(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and {*map(type, value)} <= {int}
-        and min(value, default=0) >= 0
-        and max(value, default=0) < 2**31
-    )

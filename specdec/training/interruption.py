@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from transformers import TrainerCallback
 
+from specdec.errors import LAUNCHER
 from specdec.training.processes import state as this_process
 from specdec.training.processes import sum_over_processes
 
@@ -47,7 +48,11 @@ class Interruption:
     def end(self) -> None:
         """What the signal did before: as a rule, it raises."""
         self.__exit__()
-        signal.raise_signal(self._number or signal.SIGTERM)  # none: another process was told
+        try:
+            signal.raise_signal(self._number or signal.SIGTERM)  # none: another process was told
+        finally:
+            if LAUNCHER in os.environ:  # which ends the others as soon as the first is gone: they are on their way
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if not self.told:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -460,6 +461,53 @@ def test_a_loss_that_is_not_finite(specdec: Specdec, base: Path, data: Path, tmp
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_end_behind_the_same_step_and_go_on_to_the_same_bytes(
+    specdec: Specdec, base: Path, data: Path, tmp_path: Path, number: int
+) -> None:
+    """Told twice: as a flow tells each process, and the one that started them passes it on."""
+    command = ["--model", str(base), "--data", str(data), "--eval-share", "0.3", "--mode", "eagle", "--max-length",
+               "64", "--batch-size", "2", "--num-epochs", "30", "--save-steps", "30",
+               "--output-dir", "out"]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "SPECDEC_PROCESSES": "2",
+    }
+
+    def start() -> subprocess.Popen[str]:
+        full = [sys.executable, "-m", "specdec", "train", *command]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(full, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    with start() as process:
+        out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, "")
+    (tmp_path / "out").rename(tmp_path / "whole")
+    with start() as process:
+        work = tmp_path / "out.work"
+        while process.poll() is None and not [*work.glob("*/checkpoint-30/complete")]:
+            time.sleep(0.005)
+        for told in [*psutil.Process(process.pid).children(), psutil.Process(process.pid)]:
+            told.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert err.splitlines() == [
+        "specdec: this step is finished, and a checkpoint written; once more ends it at once",
+        "specdec: error: interrupted: run the same command again, it goes on from its last checkpoint",
+    ]
+    ended = re.search(r"step (\d+): ended as told, with a checkpoint\n\Z", out)
+    assert ended, out
+    with start() as process:
+        out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, "")
+    assert f"going on from checkpoint-{ended[1]}\n" in out
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.soak
 def test_two_processes_write_once(specdec: Specdec, base: Path, data: Path, tmp_path: Path) -> None:
     command = ["--model", str(base), "--data", str(data), "--eval-share", "0.3", "--mode", "eagle3", "--max-length",
                "64", "--batch-size", "2", "--unroll-steps", "2", "--save-steps", "2", "--output-dir"]  # fmt: skip
@@ -490,6 +538,78 @@ def test_two_processes_write_once(specdec: Specdec, base: Path, data: Path, tmp_
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+# At a finished drafter
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    specdec: Specdec, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("--model", base, "--data", data, "--eval-share", 0.3, "--mode", "medusa", *SHORT, "--num-epochs", 0.1)
+    done(specdec(*command, "--output-dir", "out"))
+    before = contents(tmp_path / "out")
+    said = "out is finished: trained with these settings on this data; there is nothing to do\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(Target, "from_pretrained", None)  # nothing is loaded
+        assert done(specdec(*command, "--output-dir", "out")) == said
+        patched.setenv("RANK", "1")
+        assert done(specdec(*command, "--output-dir", "out")) == ""
+    assert contents(tmp_path / "out") == before
+
+    again = (*command, "--warm-start", "out", "--output-dir", "second")
+    done(specdec(*again))
+    assert done(specdec(*again)).startswith("second is finished")
+    weights = tmp_path / "out" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(b"others")
+    assert refused(specdec(*again)).endswith(
+        "second is there already, trained with other weights to go on from: delete it, or name another folder with "
+        "--output-dir"
+    )
+    weights.write_bytes(kept)
+
+
+def test_what_the_base_decided_is_the_same_again(specdec: Specdec, data: Path, tmp_path: Path) -> None:
+    """The rows' length is the base's, as nothing else was said."""
+    write_base(tmp_path / "short", max_position_embeddings=96)
+    command = ("--model", "short", "--data", data, "--eval-data", data, "--mode", "medusa", "--num-epochs", 0.1)
+    done(specdec(*command, "--output-dir", "out"))
+    assert done(specdec(*command, "--output-dir", "out")).startswith("out is finished")
+    line = refused(specdec(*command, "--max-length", 64, "--output-dir", "out"))
+    assert "out is there already, trained with --max-length 96: delete it" in line
+
+
+def test_another_command_at_a_finished_folder_is_refused(
+    specdec: Specdec, base: Path, data: Path, tmp_path: Path
+) -> None:
+    given = {"--model": base, "--data": data, "--eval-share": 0.3, "--mode": "medusa", "--max-length": 64,
+             "--batch-size": 2, "--num-epochs": 0.1, "--output-dir": "out"}  # fmt: skip
+
+    def run(**changes: object) -> Ran:
+        options = given | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        return specdec(*(part for pair in options.items() for part in pair))
+
+    done(run())
+    before = contents(tmp_path / "out")
+    write_base(tmp_path / "other", seed=1)
+    more = write(tmp_path / "more.jsonl", sharegpt(20))
+    for changes, told in (
+        ({"batch_size": 4}, "--batch-size 2"),
+        ({"learning_rate": 0.5}, "--learning-rate 0.001"),
+        ({"early_stopping": 2, "medusa_num_heads": 3}, "--medusa-num-heads 2, no --early-stopping"),
+        ({"mode": "eagle"}, "--mode medusa"),
+        ({"model": "other"}, "another base"),
+        ({"data": more}, "other data, or another split of it"),
+        ({"eval_data": more}, "other data, or another split of it"),
+        ({"eval_share": 0.2}, "other data, or another split of it"),
+        ({"warm_start": "out"}, "no --warm-start, other weights to go on from"),
+    ):
+        line = refused(run(**changes))
+        assert (
+            f"out is there already, trained with {told}: delete it, or name another folder with --output-dir" in line
+        )
+    assert contents(tmp_path / "out") == before
 
 
 # What is refused, in one line, with nothing left behind
