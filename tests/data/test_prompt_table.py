@@ -1,5 +1,6 @@
 """The table on the disk: what goes in comes out, in any order and any batches, and holds nothing of it in memory."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,12 @@ def test_what_goes_in_comes_out(
 def test_the_first_of_equal_ids_stays(tmp_path: Path) -> None:
     table = table_of([prompt("q", "a", "r"), prompt("q"), prompt("q", "b", "r"), prompt("q", "a", "r")], tmp_path)
     assert sorted(table.duplicates().tolist()) == [2, 3]
+
+
+def test_ids_are_equal_in_both_their_halves(tmp_path: Path) -> None:
+    ids = ("1" * 16 + "2" * 48, "1" * 16 + "3" * 48, "2" * 64, "1" * 16 + "3" * 48)
+    table = table_of([dataclasses.replace(prompt("q"), id=one) for one in ids], tmp_path)
+    assert table.duplicates().tolist() == [3]
 
 
 def test_no_prompts(tmp_path: Path) -> None:

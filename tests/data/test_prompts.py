@@ -26,7 +26,8 @@ def test_a_prompt_ends_with_the_last_kept_user_turn() -> None:
 
 
 def test_the_id_is_of_what_is_asked() -> None:
-    assert make_prompt(talk("q", "a"), 1).id == make_prompt(talk("q", "another"), 1).id
+    assert make_prompt(talk("q", "a", "r"), 2).id == make_prompt(talk("q", "another", "r"), 2).id
+    assert make_prompt(talk("q", "a", "r"), 2).id != make_prompt(talk("q", "a", "s"), 2).id
     assert make_prompt(talk("q"), 1).id != make_prompt(talk("q", system="S"), 1).id
 
 

@@ -214,6 +214,8 @@ class Scripted:
             await asyncio.sleep(0.05)
         if action == "reset":
             return False
+        if action == "echo":
+            return self._send(writer, 400, json.dumps({"error": f"bad request with authorization Bearer {KEY}"}))
         if action == "drip":
             return await self._drip(writer, good)
         if action == "truncated":

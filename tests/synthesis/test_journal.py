@@ -243,6 +243,28 @@ def test_a_full_disk_keeps_whole_rows_and_takes_none_after_it(tmp_path: Path, ro
         again.answered("later", row(1))
 
 
+def test_all_rows_are_durable_when_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a while after they were answered, before that."""
+    synced, real = list[int](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for seconds in (0.01, 60.0):
+        monkeypatch.setattr("specdec.synthesis.journal.SECONDS_PER_SYNC", seconds)
+        path = tmp_path / f"{seconds}.jsonl"
+        with Journal.open(path, SETTINGS) as journal:
+            synced.clear()
+            journal.answered("r", row(1))
+            deadline = time.monotonic() + 5
+            while seconds < 1 and not synced and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert synced == ([path.stat().st_size] if seconds < 1 else [])
+        assert synced[-1] == path.stat().st_size
+
+
 @pytest.mark.parametrize("surfaces", ["at the next row", "at the end"])
 def test_an_error_of_fsync_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surfaces: str) -> None:
     """Also where the next fsync says that all is well, as Linux does."""

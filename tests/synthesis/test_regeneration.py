@@ -215,6 +215,16 @@ def test_the_context_may_be_full_to_the_last_token(
     assert statistics.failures == failures
 
 
+def test_answers_that_the_server_counts_otherwise_are_counted(scripted: Any, go: Any, prompts: Any) -> None:
+    """The scripted server counts the token that ends an answer, and this tokenizer gives none for it."""
+    said: list[str] = []
+    statistics, _ = go(scripted(gives_ids=False), prompts(2), say=said.append)
+    assert statistics.figures()["token_counts_differ"] == 3
+    assert "warning: of 3 answers the server counted other tokens than their text gives" in said
+    statistics, _ = go(scripted(), prompts(3), say=said.append)
+    assert statistics.figures()["token_counts_differ"] == 0
+
+
 def test_prompts_that_the_server_counts_otherwise_are_counted(recipe: Recipe) -> None:
     for counted, differ in ((None, 0), (3, 0), (4, 1)):
         made = Regenerated(Draw.of(recipe.sampling, "r", 0))
