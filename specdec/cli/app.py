@@ -42,8 +42,19 @@ def use(name: str) -> None:
 
 
 @app.command()
-def check() -> None:
-    """Checks params.yaml, and says which drafters it asks for."""
+def check(
+    drafter: Annotated[Path | None, typer.Argument(help="A drafter's folder.", show_default="params.yaml")] = None,
+    base: Annotated[
+        Path, typer.Option(help="The base's folder; its config.json is enough. Asked with a drafter.")
+    ] = Path("models/base"),
+) -> None:
+    """Checks params.yaml; or a drafter's folder: is it what vLLM serves? Exit code 1 when it is not."""
+    if drafter is not None:
+        from specdec.cli.check import check_drafter
+
+        checked = check_drafter(drafter, base)
+        print("\n".join(checked.findings or [checked.summary]))
+        raise typer.Exit(1 if checked.findings else 0)
     params = load_params()
     print(f"params.yaml is valid: drafters {', '.join(params.drafters)}")
 

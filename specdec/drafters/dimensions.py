@@ -1,4 +1,4 @@
-"""The sizes of a draft layer: the base's own unless the settings say otherwise."""
+"""The sizes of a draft layer and the layers that it reads: the base's own unless the settings say otherwise."""
 
 from typing import Any
 
@@ -37,6 +37,17 @@ def draft_dimensions(target: Target, chosen: DimensionSettings) -> Dimensions:
         max_position_embeddings=chosen.max_position_embeddings or min(target.max_positions, LONGEST),
         rope_parameters=_rope(base, chosen.rope_theta),
     )
+
+
+def default_aux_layers(num_layers: int) -> tuple[int, ...]:
+    """Low, middle and high, always distinct: (2, L/2, L) where the base is deep enough.
+
+    High is the last layer, before the final norm: the state that already knows the next token.
+    """
+    if num_layers == 1:
+        return (0, 1)
+    low = min(2, num_layers - 2)
+    return (low, max(low + 1, min(num_layers // 2, num_layers - 1)), num_layers)
 
 
 def _rope(base: Any, theta: float | None) -> dict[str, Any]:

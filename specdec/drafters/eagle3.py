@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from specdec.config import Eagle3Method
-from specdec.drafters.dimensions import draft_dimensions, projection
+from specdec.drafters.dimensions import default_aux_layers, draft_dimensions, projection
 from specdec.drafters.eagle import EagleLayer
 from specdec.drafters.head_loss import DraftVocabulary
 from specdec.drafters.llama_layer import LONGEST, Dimensions, DraftLayer, RMSNorm, Rotary
@@ -158,17 +158,6 @@ class Eagle3(Unrolled):
     def finish(self, states: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm(states)
         return normed, normed if self.norm_output else states
-
-
-def default_aux_layers(num_layers: int) -> tuple[int, ...]:
-    """Low, middle and high, always distinct: (2, L/2, L) where the base is deep enough.
-
-    High is the last layer, before the final norm: the state that already knows the next token.
-    """
-    if num_layers == 1:
-        return (0, 1)
-    low = min(2, num_layers - 2)
-    return (low, max(low + 1, min(num_layers // 2, num_layers - 1)), num_layers)
 
 
 def _aux_layers(target: Target, chosen: list[int] | None) -> tuple[int, ...]:

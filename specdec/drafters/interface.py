@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import specdec
+from specdec.drafters.deployable import BaseFacts, findings
 from specdec.drafters.sampling import Draw
 from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
@@ -203,19 +204,27 @@ class Drafter(nn.Module, ABC):
         return self.loss(features, positions, measure)
 
     def save_pretrained(self, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
-        """Writes the checkpoint and `specdec.json` atomically; the same drafter gives the same bytes."""
+        """Writes the checkpoint and `specdec.json` atomically; the same drafter gives the same bytes.
+
+        Raises ModelError, and writes nothing, where vLLM would serve another drafter than this one.
+        """
+        config, tensors = self.checkpoint_config(), self.checkpoint_tensors()
+        record = {
+            "method": self.method,
+            "specdec": specdec.__version__,
+            "draft_tokens": self.draft_tokens,
+            "trained_as": self.trained_as,
+            "base": self.target.identity.as_dict(),
+            **(provenance or {}),
+        }
+        if wrong := findings(self.method, config, tensors, record, BaseFacts.of(self.target)):
+            raise ModelError(
+                f"{folder}: the drafter is none that vLLM can serve, and was not saved: {'; '.join(wrong)}"
+            )
         with replacing_dir(Path(folder)) as aside:
-            write_json(aside / "config.json", self.checkpoint_config())
-            save_file(self.checkpoint_tensors(), aside / "model.safetensors", metadata={"format": "pt"})
+            write_json(aside / "config.json", config)
+            save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
             (aside / "model.safetensors").chmod(0o644)  # safetensors writes 0600: no other user could serve it
-            record = {
-                "method": self.method,
-                "specdec": specdec.__version__,
-                "draft_tokens": self.draft_tokens,
-                "trained_as": self.trained_as,
-                "base": self.target.identity.as_dict(),
-                **(provenance or {}),
-            }
             write_json(aside / PROVENANCE, record)
 
 

@@ -60,7 +60,7 @@ class Target:
         self.vocab_size: int = self._head.weight.shape[0]
         self.max_positions = _max_positions(text)
         self.stop_ids = _stop_ids(model, tokenizer)
-        self._scale = next((f(getattr(text, n)) for n, f in _SCALES.items() if getattr(text, n, None)), 1.0)
+        self._scale = logit_scale(text)
         self._cap = next((getattr(text, n) for n in _CAPS if getattr(text, n, None)), None)
 
     @classmethod
@@ -351,6 +351,11 @@ class _Listening:
         if i == 0:
             return self._modules[0].register_forward_pre_hook(keep, with_kwargs=True)
         return self._modules[i - 1].register_forward_hook(keep, with_kwargs=True)
+
+
+def logit_scale(text: Any) -> float:
+    """The factor between `hidden @ output_weight.T` and the logits, by a base's configuration of its text part."""
+    return next((f(getattr(text, n)) for n, f in _SCALES.items() if getattr(text, n, None)), 1.0)
 
 
 def _decoder_layers(body: Any, count: int, name: str) -> torch.nn.ModuleList:

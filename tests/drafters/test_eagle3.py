@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from specdec.drafters import Eagle3, load_drafter, new_drafter
-from specdec.drafters.eagle3 import default_aux_layers
+from specdec.drafters.dimensions import default_aux_layers
 from specdec.errors import ConfigError, ModelError
 from specdec.targets import Target
 from tests.drafters.examples import cut, documents, moved, new, observed, saved_again, spoilt, without
