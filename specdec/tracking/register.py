@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock
 
 from specdec.config import Params
-from specdec.errors import DataError, TrackingError
+from specdec.drafters.deployable.folder import base_facts, check_folder
+from specdec.errors import DataError, ModelError, TrackingError
 from specdec.io import sha256_file, sha256_json
 from specdec.tracking import card, model
 from specdec.tracking.executions import drafter_run
@@ -28,7 +29,8 @@ Say = Callable[[str], None]
 def register(params: Params, say: Say = print, root: Path | None = None) -> dict[str, Any]:
     """Registers and promotes; returns the content of `registry.json`.
 
-    Raises DataError or ModelError when an output of an earlier stage is missing, TrackingError or
+    Raises DataError or ModelError when an output of an earlier stage is missing, ModelError when a drafter is not
+    what vLLM serves (`specdec.drafters.deployable`), TrackingError or
     TransientError when MLflow refuses or does not answer.
     """
     root = root or project_root()
@@ -68,6 +70,8 @@ def _version(
         work=root / ".specdec",
     )
     content = package.content()
+    if wrong := check_folder(package.checkpoint, base_facts(package.base)):
+        raise ModelError(f"{drafter} is none that vLLM can serve, and is not registered: {'; '.join(wrong)}")
     measured = root / "metrics" / "evaluate" / f"{drafter}.json"
     metrics = read_json(measured)
     figures = Figures.parse(metrics, _conditions(params, package, root), str(measured))

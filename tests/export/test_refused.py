@@ -14,6 +14,7 @@ from specdec.drafters import load_drafter
 from specdec.errors import ModelError
 from specdec.export import load_any
 from specdec.targets import Target
+from tests.drafters import examples
 from tests.export import folders
 from tests.export.folders import Change, Folder, changed, write
 from tests.export.test_load import sharded
@@ -213,10 +214,14 @@ def test_damaged_shards(deep: Target, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["medusa", "eagle", "eagle3"])
 def test_our_own_too_must_be_finite(deep: Target, tmp_path: Path, method: str) -> None:
+    """Saving refuses such numbers, and loading those that came into the file later."""
     drafter = getattr(folders, method)(deep)
     name, parameter = next(iter(drafter.named_parameters()))
-    parameter.data.view(-1)[5] = float("inf")
-    drafter.save_pretrained(tmp_path / "d")
+    examples.spoilt(drafter, tmp_path / "d", lambda tensors: tensors[name].view(-1)[5].fill_(float("inf")))
     with pytest.raises(ModelError, match=f"not finite .*{name}"):
         load_drafter(tmp_path / "d", deep)
     refused(tmp_path / "d", deep, f"not finite .*{name}")
+    parameter.data.view(-1)[5] = float("inf")
+    with pytest.raises(ModelError, match=f"was not saved.*{name} holds 1 numbers that are NaN or infinite"):
+        drafter.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

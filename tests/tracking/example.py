@@ -8,12 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from specdec.config import Params
 from specdec.tracking.store import _prepare_database
 
 DRAFTERS = ("one", "two")
+IDENTITY = {"weights": "a" * 64, "tokenizer": "b" * 64, "chat_template": "c" * 64}
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,13 +58,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_results(root: Path, drafters: tuple[str, ...] = DRAFTERS) -> None:
-    """What the stages before `register` leave, with stand-ins for weights."""
+    """What the stages before `register` leave, the smallest heads that there can be."""
     (root / "dvc.yaml").write_text("stages: {}\n")
     write_settings(root)
-    identity = {"weights": "a" * 64, "tokenizer": "b" * 64, "chat_template": "c" * 64}
-    base = {"source": "embedded", "revision": None, "name": "tiny/base", "identity": identity}
+    base = {"source": "embedded", "revision": None, "name": "tiny/base", "identity": IDENTITY}
     write_json(root / "models/base/specdec.json", base)
-    write_json(root / "models/base/config.json", {})
+    sizes = {"hidden_size": 4, "vocab_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
+    write_json(root / "models/base/config.json", {"model_type": "llama", **sizes})
     write_json(root / "data/prompts/test.jsonl", {"id": "1"})
     write_json(root / "data/raw/source.json", {"url": "https://me:hunter2@host/x", "revision": "d" * 40})
     for name in drafters:
@@ -70,10 +73,15 @@ def write_results(root: Path, drafters: tuple[str, ...] = DRAFTERS) -> None:
 
 
 def write_drafter(root: Path, name: str, weights: str) -> None:
+    """weights: other ones for another text."""
     folder = root / "models/drafters" / name
-    write_json(folder / "config.json", {"medusa_num_heads": 2})
-    (folder / "model.safetensors").write_text(weights)
-    write_json(folder / "specdec.json", {"method": "medusa", "data": {"train": "e" * 64}})
+    sizes = {"hidden_size": 4, "vocab_size": 8, "num_heads": 1, "num_hidden_layers": 1}
+    flags = {"medusa_fc_bias": False, "original_lm_head": False}
+    write_json(folder / "config.json", {"model_type": "medusa", "architectures": ["MedusaModel"], **sizes, **flags})
+    own = torch.tensor(list(weights.encode().ljust(16)[:16]), dtype=torch.float32).view(4, 4)
+    save_file({"blocks.0.layers.0.weight": own, "lm_heads.0.weight": torch.ones(8, 4)}, folder / "model.safetensors")
+    record = {"method": "medusa", "draft_tokens": 1, "base": IDENTITY, "data": {"train": "e" * 64}}
+    write_json(folder / "specdec.json", record)
     write_json(root / "metrics/train" / f"{name}.json", {"mlflow_run": "0" * 32})
 
 

@@ -35,7 +35,8 @@ def test_a_moved_alias_is_followed_and_the_old_folder_goes(project: Path, store:
     found = present_champion(NAME, project / "fetched")
     assert found.version == "3"
     assert found.folder is not None
-    assert (found.folder / "model.safetensors").read_text() == "better"
+    better = (project / "models/drafters/two/model.safetensors").read_bytes()
+    assert (found.folder / "model.safetensors").read_bytes() == better
     assert first is not None
     assert not first.exists()
     assert present_champion(NAME, project / "fetched") == found

@@ -110,7 +110,7 @@ def test_what_a_killed_writer_left_is_neither_stored_nor_counts(project: Path, s
         (project / folder / ".plots.x.part/plot.png").write_text("half")
     assert register(bundled, silent)["versions"]["one"]["content"] == first["versions"]["one"]["content"]
     write_figures(project, "one", speedup=1.6)
-    (project / "models/drafters/one/model.safetensors").write_text("new")
+    write_drafter(project, "one", weights="new")
     assert register(bundled, silent)["versions"]["one"]["version"] == "3"
     stored = list((project / "mlartifacts").rglob("*"))
     assert not [path for path in stored if ".part" in str(path)]
@@ -263,6 +263,16 @@ def test_what_is_missing_is_named(project: Path, store: Store) -> None:
     (project / "models/drafters/two/model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"two/model\.safetensors is missing"):
         register(params(), silent)
+
+
+def test_a_drafter_that_vllm_would_misread_is_not_registered(project: Path, store: Store) -> None:
+    config = project / "models/drafters/two/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"medusa_num_heads": 3}))
+    with pytest.raises(
+        ModelError, match=r"^two is none .* not registered: .*two/config\.json: medusa_num_heads is 3"
+    ):
+        register(params(), silent)
+    assert not [version for version in versions(store) if "two" in str(version.tags)]
 
 
 def test_a_missing_figure_is_named(project: Path, store: Store) -> None:

@@ -18,16 +18,21 @@ from specdec.drafters.deployable.tensors import tensor_findings
 
 
 def findings(
-    method: str, config: dict[str, Any], tensors: Mapping[str, Tensor], record: dict[str, Any], base: BaseFacts
+    method: str,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    record: dict[str, Any] | None,
+    base: BaseFacts,
 ) -> list[str]:
     """What is wrong, one line each, named by file and key or tensor; empty: it can be deployed. Changes nothing.
 
-    method: `medusa`, `eagle` or `eagle3`. record: `specdec.json`. Each tensor's numbers are read once.
+    method: `medusa`, `eagle` or `eagle3`. record: `specdec.json`; None: not to be looked at. The numbers of each
+    tensor are read once.
     """
     return [
         *config_findings(method, config, tensors, base),
         *tensor_findings(method, config, tensors, base),
-        *record_findings(method, config, record, base),
+        *([] if record is None else record_findings(method, config, record, base)),
     ]
 
 

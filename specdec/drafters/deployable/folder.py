@@ -33,7 +33,7 @@ def check_folder(folder: Path, base: BaseFacts) -> list[str]:
         if file.name.endswith(_WEIGHTS) and file.name != "model.safetensors":
             found.append(f"{file.name} is there, wanted model.safetensors alone: vLLM may load both")
     if config is not None and tensors is not None:
-        found += findings(method_of(config, record), config, tensors, record or {}, base)
+        found += findings(method_of(config, record), config, tensors, record, base)
     return [f"{folder}/{line}" for line in found]
 
 
