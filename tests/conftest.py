@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -22,6 +23,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+
+# A busy disk or core makes one example slow: that is the machine's, and no failure of the code.
+hypothesis.settings.register_profile("specdec", deadline=None)
+hypothesis.settings.load_profile("specdec")
 
 # A shell that starts the tests in the background makes them, and all they start, deaf to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
