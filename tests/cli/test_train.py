@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers.utils import logging
 from typer.main import get_command
@@ -53,7 +54,8 @@ def _quiet() -> Iterator[None]:
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # the command sets it in the environment, which is read at the first import
     yield
-    logging.enable_progress_bar()
+    if not constants.HF_HUB_DISABLE_PROGRESS_BARS:  # or there are none anyway, and asking for them is a warning
+        logging.enable_progress_bar()
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 
