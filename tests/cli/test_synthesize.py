@@ -104,6 +104,16 @@ def test_it_needs_neither_the_pipeline_nor_torch(server: Scripted, data: Path, t
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_system_prompt_is_for_conversations_without_one(specdec: Any, server: Scripted, tmp_path: Path) -> None:
+    user = {"role": "user", "content": "hi"}
+    rows = [{"messages": [user]}, {"messages": [{"role": "system", "content": "Own."}, user]}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--data", "data.jsonl", "--output", "out.jsonl", "--url", server.url, "--system-prompt", "Given.")
+    assert specdec(*options).returncode == 0
+    made = [row["messages"][:-1] for row in read_jsonl(tmp_path / "out.jsonl")]
+    assert made == [[{"role": "system", "content": "Given."}, user], [{"role": "system", "content": "Own."}, user]]
+
+
 def test_the_environment_names_what_the_command_line_does_not(
     specdec: Any, server: Scripted, data: Path, tmp_path: Path
 ) -> None:

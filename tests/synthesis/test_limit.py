@@ -56,6 +56,19 @@ def test_a_server_that_slows_down_by_half_is_followed() -> None:
     assert after(server, limit, 1500, SPEED * 100)[1] > 0.85, "and back again"
 
 
+@pytest.mark.parametrize("phase", range(12))
+def test_a_server_that_slumps_gets_fewer_at_once(phase: int) -> None:
+    """Every answer takes four times as long. The next look around, perhaps sixteen rounds away, is not waited for."""
+    server = Batching(knee(100), noise=0.1, seed=phase)
+    limit = settled(server, 4000 + 170 * phase)
+    most, served = limit.value, server.served
+    server.throughput = knee(25)
+    while limit.value >= most and server.served - served < 40 * most * TOKENS:
+        server.drive(limit, 0.5)
+        most = max(most, limit.value)
+    assert server.served - served < 4 * most * TOKENS, "rounds of as many answers as requests are in flight"
+
+
 def test_refusals_step_down_once_a_round_trip() -> None:
     limit = Limit(start=100, most=1000)
     for _ in range(100):  # all that were in flight are refused
