@@ -1,6 +1,6 @@
 """The drafters of the run side by side: against none, prompt lookup, the best of them, and the present champion.
 
-python -m stages.compare    ->  comparison/
+python -m stages.compare    ->  comparison/, metrics/compared.json
 """
 
 import json
@@ -21,6 +21,7 @@ from stages import run, say
 REPORTS, DRAFTERS, BASE = Path("reports"), Path("models/drafters"), Path("models/base")
 TEST = Path("data/prompts/test.jsonl")
 FETCHED = Path(".specdec/champion")
+COMPARED = Path("metrics/compared.json")
 
 
 def main() -> None:
@@ -41,6 +42,10 @@ def main() -> None:
     with replacing_dir(Path("comparison")) as folder:
         write_json(folder / "comparison.json", {"champion": champion, "rows": rows})
         write_comparison(rows, champion, settings.confidence, folder)
+    # No word of the champion: what `register` depends on must not change with the registry, or comparing once more
+    # would promote once more, whatever a person had rolled back.
+    weights = {name: sha256_file(DRAFTERS / name / "model.safetensors") for name in params.drafters}
+    write_json(COMPARED, {"drafters": weights})
     say(f"fastest: {rows[0]['name']}, {rows[0]['figures']['speedup']['value']:.2f} times plain decoding")
 
 

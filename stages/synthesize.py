@@ -52,7 +52,7 @@ def main() -> None:
         last = journal.runs[-1] if journal.runs else None
         write_json(METRICS, {"engine": engine, "data": data, "last_run": last, "runs": len(journal.runs)})
     if unanswered := sum(part["rows_missing"] for part in data.values()):
-        say(f"{unanswered} rows have no answer: `dvc repro -f synthesize` asks for them again")
+        say(f"{unanswered} rows have no answer: `dvc repro -f -s synthesize` asks for them again")
 
 
 def _ask(settings: Synthesize, environment: Environment, identity: dict[str, str], journal: Journal) -> None:

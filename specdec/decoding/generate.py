@@ -117,15 +117,33 @@ def steps(
     draw = Draw(sampling, generator) if sample_drafts and not sampling.greedy else None
     verifier = Verifier(sampling, generator, typical)
     limit = min(max_new_tokens, room)
-    if isinstance(cache, FixedCache) and cache.held + len(prompt_ids) + limit > cache.length - cache.step:
-        free = cache.length - cache.step - cache.held
-        raise ConfigError(
-            f"{len(prompt_ids)} tokens and {limit} new ones need more than the {free} positions that are free in the "
-            "fixed cache: reset it, or make a longer one"
-        )
+    if cache is not None and cache.get_seq_length():
+        raise ConfigError(f"the cache holds {cache.get_seq_length()} positions already: reset it, or take a new one")
+    if isinstance(cache, FixedCache):
+        _check_room(cache, len(prompt_ids) + limit, _widest(drafter, tree))
     stop = stop or Stop(target.stop_ids)
     cache = target.new_cache() if cache is None else cache  # an empty one is falsy
     return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache)
+
+
+def _widest(drafter: Proposer | None, tree: Shape | None) -> int:
+    """Draft tokens that one pass may verify."""
+    if drafter is None:
+        return 0
+    return tree.nodes if tree else drafter.draft_tokens
+
+
+def _check_room(cache: FixedCache, tokens: int, drafts: int) -> None:
+    if tokens > cache.length - cache.step:
+        raise ConfigError(
+            f"prompt and answer may take {tokens} tokens, and the fixed cache has room for "
+            f"{cache.length - cache.step}: make a longer one"
+        )
+    if drafts >= cache.step:
+        raise ConfigError(
+            f"a pass reads {drafts + 1} tokens ({drafts} drafts), and the fixed cache takes {cache.step}: make it "
+            f"with step={drafts + 1}"
+        )
 
 
 @torch.inference_mode()

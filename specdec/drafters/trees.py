@@ -61,6 +61,10 @@ class Shape(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def nodes(self) -> int:
+        """That are verified, at most."""
+
     def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
         """The proposal of a drafter that says `first` (of one node) behind the context, and then what follows each
         level. depth: of this tree at most, where less room is left."""
@@ -148,6 +152,10 @@ class StaticTree:
     @property
     def width(self) -> int:
         return 1 + max(map(max, self.paths))
+
+    @property
+    def nodes(self) -> int:
+        return len(self.paths)
 
     @cached_property
     def _levels(self) -> list[_Level]:

@@ -29,7 +29,9 @@ def other_base(folder: Path, base: Path) -> str | None:
 
     Raises ModelError when the folder has no readable record of it.
     """
-    trained_on = _record(folder).get("base") or {}
+    trained_on = _record(folder).get("base")
+    if not isinstance(trained_on, dict):
+        raise ModelError(f"{folder / PROVENANCE} names no base: register the drafter again")
     for part, actual in identify(base).as_dict().items():
         if trained_on.get(part) != actual:
             return (

@@ -36,14 +36,14 @@ def impossible(logits: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
 
     Two readings of one context differ by rounding, so a token at the very edge of a cut may be kept by the other one.
     """
-    ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
-    place = (order == tokens[:, None]).int().argmax(-1, keepdim=True)
-    out = torch.zeros_like(place, dtype=torch.bool)
+    ordered = logits.double().sort(dim=-1, descending=True).values
+    own = logits.double().gather(-1, tokens[:, None])
+    out = torch.zeros_like(own, dtype=torch.bool)
     if 0 < sampling.top_k < logits.shape[-1]:
-        last = sampling.top_k - 1
-        out |= ordered.gather(-1, place) < ordered[:, last, None] - EDGE
-        place, ordered = place.clamp(max=last), ordered[:, : last + 1]
+        ordered = ordered[:, : sampling.top_k]
+        out |= own < ordered[:, -1:] - EDGE
     if sampling.top_p < 1:
         law = (ordered / sampling.temperature).softmax(-1)
-        out |= law.cumsum(-1).gather(-1, place) - law.gather(-1, place) >= sampling.top_p + EDGE
+        in_front = (law * (ordered > own + EDGE)).sum(-1, keepdim=True)  # tokens that tie may change places
+        out |= in_front >= sampling.top_p + EDGE
     return out[:, 0]

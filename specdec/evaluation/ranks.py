@@ -35,6 +35,10 @@ class Following:
     def __post_init__(self) -> None:
         self.hits, self.asked = np.zeros((self.depth, self.width)), np.zeros(self.depth)
 
+    @property
+    def nodes(self) -> int:
+        return self.depth
+
     def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
         tokens, parent, right = first.tokens, ROOT, 0
         coming = self.answer[self.place : self.place + min(depth, self.depth)]

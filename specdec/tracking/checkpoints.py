@@ -45,7 +45,7 @@ def fetch_drafter(address: str, into: Path) -> Path:
     folder = into / model["id"]
     into.mkdir(parents=True, exist_ok=True)
     with FileLock(into / f"{folder.name}.lock"):  # two trainings may begin with the same one
-        if not folder.exists():
+        if not all((folder / name).is_file() for name in CHECKPOINT):
             with replacing_dir(folder) as aside:
                 _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside, address)
     return folder

@@ -52,7 +52,7 @@ def fresh(target: Target) -> Target:
 def test_a_fixed_cache_changes_no_token(target: Target, choice: str, form: str, sampling: Sampling) -> None:
     if choice == "lookup" and form != "chain":
         pytest.skip("prompt lookup copies one path")
-    drafter = PromptLookup() if choice == "lookup" else moved(target, choice)
+    drafter = PromptLookup(5) if choice == "lookup" else moved(target, choice)
     cache = target.fixed_cache(60, 6)
     for prompt in PROMPTS:
         choices: dict[str, Any] = {"tree": FORMS[form], "seed": 3}
@@ -127,17 +127,33 @@ def test_the_real_compiler_says_the_same(target: Target, choice: str) -> None:
 
 def test_a_cache_that_is_too_short_is_refused(target: Target) -> None:
     cache = target.fixed_cache(20, 4)
-    with pytest.raises(ConfigError, match="8 tokens and 30 new ones need more than the 20 positions that are free"):
+    with pytest.raises(ConfigError, match="may take 38 tokens, and the fixed cache has room for 20: make"):
         generate(target, None, PROMPTS[0], 30, cache=cache)
     assert len(generate(target, None, PROMPTS[0], 12, cache=cache).token_ids) == 12
-    with pytest.raises(ConfigError, match="reset it, or make a longer one"):
-        generate(target, None, PROMPTS[0], 12, cache=cache)
+
+
+def test_a_cache_with_something_in_it_is_refused(target: Target) -> None:
+    """The prompt would be read behind another one."""
+    for cache in (target.fixed_cache(60, 4), target.new_cache()):
+        held = len(PROMPTS[0]) + len(generate(target, None, PROMPTS[0], 5, cache=cache).token_ids) - 1
+        with pytest.raises(ConfigError, match=f"the cache holds {held} positions already: reset it"):
+            generate(target, None, PROMPTS[1], 5, cache=cache)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_drafts_that_its_step_does_not_take_are_refused(target: Target, form: str) -> None:
+    drafter = moved(target, "eagle")
+    count = drafter.draft_tokens if FORMS[form] is None else FORMS[form].nodes
+    said = rf"a pass reads {count + 1} tokens \({count} drafts\), and the fixed cache takes {count}: make it"
+    with pytest.raises(ConfigError, match=said):
+        generate(target, drafter, PROMPTS[0], 5, tree=FORMS[form], cache=target.fixed_cache(60, count))
+    generate(target, drafter, PROMPTS[0], 5, tree=FORMS[form], cache=target.fixed_cache(60, count + 1))
 
 
 class _Waits(TorchDispatchMode):
     """Counts what a GPU would have to be waited for: numbers that go to the host, shapes that depend on them."""
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "_to_cpu")
+    NAMES = ("item", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,8 +167,17 @@ class _Waits(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("form", ["chain", "dynamic tree"])
+@pytest.mark.parametrize(
+    ("form", "sampling"),
+    [
+        ("chain", Sampling()),
+        ("chain", Sampling(0.8)),
+        ("dynamic tree", Sampling()),
+        ("dynamic tree", Sampling(0.8)),
+        ("static tree", Sampling()),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_step_waits_once_for_the_device(
     target: Target, monkeypatch: pytest.MonkeyPatch, choice: str, form: str, sampling: Sampling

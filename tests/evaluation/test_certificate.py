@@ -256,11 +256,15 @@ def test_what_is_never_drawn_is_told_from_the_edge_of_a_cut() -> None:
         Sampling(1.0, top_k=3): [4],
         Sampling(1.0, top_k=2): [2, 3, 4],
         Sampling(1.0, top_p=0.7): [2, 3, 4],
-        Sampling(1.0, top_p=0.7999): [3, 4],
+        Sampling(1.0, top_p=0.795): [2, 3, 4],
+        Sampling(1.0, top_p=0.7999): [4],
         # 0.5 and 0.3 of 0.9 stand in front of the two that tie for the third place
         Sampling(1.0, top_k=3, top_p=0.8): [2, 3, 4],
         Sampling(1.0, top_k=3, top_p=0.9): [4],
     }
+    tied = torch.tensor([0.6, 0.2, 0.2]).log()[None].expand(3, 3)
+    assert not impossible(tied, torch.arange(3), Sampling(1.0, top_p=0.7)).any(), "either of two may come second"
+    assert impossible(tied, torch.arange(3), Sampling(1.0, top_p=0.5)).tolist() == [False, True, True]
     for sampling, wanted in never.items():
         assert impossible(logits, tokens, sampling).nonzero().flatten().tolist() == wanted, sampling
     assert impossible(logits, tokens, Sampling()).tolist() == [False] * 5

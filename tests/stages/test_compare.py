@@ -212,7 +212,9 @@ def test_the_same_drafter_is_the_same_bytes_base_and_draft_length(project: Path,
 def test_dvc_compares_before_it_promotes() -> None:
     """The registry is no dependency, so the order is what makes the champion the one before this run."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert "comparison" in stages["register"]["deps"]
+    assert {"metrics/compared.json": {"cache": False}} in stages["compare"]["outs"]
+    assert "metrics/compared.json" in stages["register"]["deps"]
+    assert "comparison" not in stages["register"]["deps"], "a moved alias would promote once more"
     assert stages["compare"]["meta"]["exclusive"], "it measures time"
     needed = {"data/prompts/test.jsonl", "models/base", "models/drafters", "reports", "specdec/tracking/champion.py"}
     assert needed <= set(stages["compare"]["deps"])

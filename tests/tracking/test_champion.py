@@ -42,6 +42,16 @@ def test_a_moved_alias_is_followed_and_the_old_folder_goes(project: Path, store:
     assert present_champion(NAME, project / "fetched") == found
 
 
+def test_a_torn_copy_is_fetched_again(project: Path, store: Store) -> None:
+    register(params(), silent)
+    folder = present_champion(NAME, project / "fetched").folder
+    assert folder is not None
+    content = (folder / "config.json").read_bytes()
+    (folder / "config.json").unlink()
+    assert present_champion(NAME, project / "fetched").folder == folder
+    assert (folder / "config.json").read_bytes() == content
+
+
 def test_no_model_and_no_champion_yet(project: Path, store: Store) -> None:
     none = PresentChampion(NAME, told=f"no champion yet: no version of {NAME} is promoted")
     assert present_champion(NAME, project / "fetched") == none
