@@ -33,6 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole pipeline first: it takes minutes, and at the end it would run alone (`pytest -n`)."""
+    items.sort(key=lambda item: "tests/integration/" not in item.nodeid)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """Two, or one where tests run side by side (`pytest -n`)."""

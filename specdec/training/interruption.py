@@ -91,6 +91,5 @@ class EndWhenTold(TrainerCallback):
 def tell_first() -> None:
     """What a person is told at once. Not printed: a handler may have interrupted printing."""
     begin = "\n" if os.isatty(2) else ""  # behind the terminal's ^C
-    os.write(
-        2, f"{begin}specdec: this step is finished, and a checkpoint written; once more ends it at once\n".encode()
-    )
+    told = "told to end: training ends behind its step, with a checkpoint; once more ends it at once"
+    os.write(2, f"{begin}specdec: {told}\n".encode())

@@ -497,7 +497,7 @@ def test_two_processes_end_behind_the_same_step_and_go_on_to_the_same_bytes(
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert err.splitlines() == [
-        "specdec: this step is finished, and a checkpoint written; once more ends it at once",
+        "specdec: told to end: training ends behind its step, with a checkpoint; once more ends it at once",
         "specdec: error: interrupted: run the same command again, it goes on from its last checkpoint",
     ]
     ended = re.search(r"step (\d+): ended as told, with a checkpoint\n\Z", out)

@@ -81,7 +81,10 @@ def test_told_to_end_it_takes_them_along() -> None:
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=50)
     assert process.returncode == 130
-    assert told == "specdec: error: interrupted: run the same command again, it goes on from here\n"
+    assert told.splitlines() == [
+        "specdec: told to end: training ends behind its step, with a checkpoint; once more ends it at once",
+        "specdec: error: interrupted: run the same command again, it goes on from here",
+    ]
     assert not any(child.is_running() for child in children)
 
 

@@ -338,7 +338,7 @@ def test_a_signal_ends_it_behind_its_step_and_it_goes_on_to_the_same_bits(
         "ended",
     ]
     assert capfd.readouterr().err.splitlines() == [
-        "specdec: this step is finished, and a checkpoint written; once more ends it at once"
+        "specdec: told to end: training ends behind its step, with a checkpoint; once more ends it at once"
     ]
     assert last_complete(tmp_path / "cut", print) == str(tmp_path / "cut" / f"checkpoint-{at}")
     said = signalled(target, tmp_path / "cut", 0)
