@@ -6,8 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two files of tests at a time, one thread each: short tests use two cores badly.
-SIDE_BY_SIDE := -n 2 --dist loadfile
 
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
@@ -24,10 +22,10 @@ endif
 	@$(BIN)/python -m flows.pipeline
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest
 
 test-soak: $(STAMP)
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m soak
+	@$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

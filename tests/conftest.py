@@ -34,8 +34,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The whole pipeline first: it takes minutes, and at the end it would run alone (`pytest -n`)."""
-    items.sort(key=lambda item: "tests/integration/" not in item.nodeid)
+    """Side by side (`pytest -n 2 --dist loadfile`), the whole pipeline first: at the end it would run alone."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: "tests/integration/" not in item.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)

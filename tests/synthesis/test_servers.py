@@ -264,7 +264,7 @@ def test_answers_that_come_all_together_still_raise_the_limit(
 ) -> None:
     """As those of a batching server do: the slot that one of them frees is not yet taken when the next one comes."""
     monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
-    server = scripted(beat=0.3)  # slow enough for a busy machine to keep up with twice as many
+    server = scripted(beat=0.6)  # slow enough for a busy machine to keep up with twice as many
     patient = dataclasses.replace(hasty, read=10.0, total=10.0)
     statistics, out = go(server, short(prompts, 500), concurrency=None, patience=patient)
     assert len(out) == 500
