@@ -1,5 +1,5 @@
 # make run    the whole pipeline (PROFILE=name lays profiles/name.yaml over params.yaml first)
-# make test   every test; `make test-soak` those that take minutes
+# make test   every test; `make test-soak` those that take minutes (two files at a time: pytest -n 2 --dist loadfile)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3

@@ -11,7 +11,7 @@ import typer
 
 from specdec.cli.options import OWN, TRAINING, given, naming_options, of_method, of_training, spellings
 from specdec.config import load_params, profile_names, use_profile
-from specdec.errors import SpecdecError, disk_is_full, tell_error
+from specdec.errors import ConfigError, SpecdecError, disk_is_full, tell_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 profile = typer.Typer(no_args_is_help=True, help="Named settings, laid over params.yaml.")
@@ -45,16 +45,19 @@ def use(name: str) -> None:
 def check(
     drafter: Annotated[Path | None, typer.Argument(help="A drafter's folder.", show_default="params.yaml")] = None,
     base: Annotated[
-        Path, typer.Option(help="The base's folder; its config.json is enough. Asked with a drafter.")
-    ] = Path("models/base"),
+        Path | None,
+        typer.Option(help="The drafter's base; its config.json is enough.", show_default="models/base"),
+    ] = None,
 ) -> None:
     """Checks params.yaml; or a drafter's folder: is it what vLLM serves? Exit code 1 when it is not."""
     if drafter is not None:
         from specdec.cli.check import check_drafter
 
-        checked = check_drafter(drafter, base)
+        checked = check_drafter(drafter, base or Path("models/base"))
         print("\n".join(checked.findings or [checked.summary]))
         raise typer.Exit(1 if checked.findings else 0)
+    if base is not None:
+        raise ConfigError("--base: name the drafter's folder that is to be checked against it")
     params = load_params()
     print(f"params.yaml is valid: drafters {', '.join(params.drafters)}")
 

@@ -13,7 +13,8 @@ from specdec.errors import ModelError, TransientError
 from specdec.io import replacing_dir, write_json
 from specdec.progress import while_waiting
 from specdec.targets.identity import RECORD, compute_identity
-from specdec.targets.target import Target, first_line, load_tokenizer
+from specdec.targets.loading import first_line, load_tokenizer
+from specdec.targets.target import Target
 
 # Weights as safetensors only, and no code.
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md"]

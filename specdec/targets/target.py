@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
+from transformers import Cache, DynamicCache
 
 from specdec.errors import ConfigError, ModelError
 from specdec.targets.fixed_cache import FixedCache, compiled
 from specdec.targets.identity import Identity, identify, identity_of
+from specdec.targets.loading import files_of, load_model, load_tokenizer
 
 # Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
 _SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
@@ -73,7 +71,7 @@ class Target:
         folder = Path(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         identity = identify(folder)
-        model = _load_model(folder, getattr(torch, dtype))
+        model = load_model(folder, getattr(torch, dtype))
         target = cls(model.to(device), load_tokenizer(folder), identity, folder.name)
         target.check_logits()
         return target
@@ -85,7 +83,7 @@ class Target:
         Raises ModelError, as `from_pretrained` does, and where neither a folder nor a tokenizer is known.
         """
         name = getattr(model.config, "_name_or_path", "") or ""
-        folder = _files_of(name)
+        folder = files_of(name)
         if folder is None and tokenizer is None:
             raise ModelError(f"{name or 'the model'} is no folder with a model's files: pass its tokenizer too")
         if folder is None:
@@ -374,57 +372,6 @@ def _max_positions(text: Any) -> int:
     sets = [rope, *(found for found in rope.values() if isinstance(found, dict))]  # one set a kind of layer
     ends = [found["original_max_position_embeddings"] for found in sets if found.get("rope_type") == "longrope"]
     return min([getattr(text, "max_position_embeddings", None) or 2**31 - 1, *ends])
-
-
-def _files_of(name: str) -> Path | None:
-    """The folder that a loaded model came from: a local one, or the hub cache's."""
-    if not name:
-        return None
-    try:
-        config = Path(name) / "config.json" if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
-    except HFValidationError:  # no name that the hub could have
-        return None
-    folder = Path(config).parent if isinstance(config, str | Path) else None
-    return folder if folder and any(folder.glob("*.safetensors")) else None
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's fast tokenizer; raises ModelError when there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a broken file raises whatever its reader stumbles over, a bare Exception too
-        raise ModelError(f"{folder} holds no tokenizer that transformers can load: {first_line(error)}") from error
-
-
-def _load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The checkpoint's model, every weight of it from the file. Raises ModelError."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model, told = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a broken config or weight file raises whatever its reader stumbles over
-        raise ModelError(f"{folder} cannot be loaded as a causal language model: {_why(error)}") from error
-    wrong = sorted(map(str, {*told["missing_keys"], *told["mismatched_keys"]}))
-    if wrong:  # transformers fills them in at random
-        raise ModelError(
-            f"{folder} is no complete causal language model: {len(wrong)} weights that its config.json asks for are "
-            f"missing or of another shape ({', '.join(wrong[:3])}); fetch it again, or choose another base"
-        )
-    return model
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, SafetensorError):
-        return f"its weights are cut short, damaged or a Git LFS pointer; fetch them again ({first_line(error)})"
-    if "ignore_mismatched_sizes" in str(error):
-        return "its weights have other shapes than its config.json says"
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an exception's text, for one-line messages."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

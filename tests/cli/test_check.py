@@ -61,3 +61,11 @@ def test_folders_that_are_none(
     assert capsys.readouterr().err == f"specdec: error: {tmp_path / 'none'} is no folder with a drafter\n"
     assert run(monkeypatch, tmp_path, "--base", tmp_path / "none") == 2
     assert "none is no base: config.json is missing" in capsys.readouterr().err
+
+
+def test_a_base_without_a_drafter_is_no_question(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--base", base_folder) == 2
+    told = "specdec: error: --base: name the drafter's folder that is to be checked against it\n"
+    assert capsys.readouterr().err == told

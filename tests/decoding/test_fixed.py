@@ -1,5 +1,6 @@
 """Decoding in passes of fixed shapes: the same tokens, one compiled form, one wait for the device in a step."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specdec.decoding import generate, steps
+from specdec.decoding import Generation, generate, steps
 from specdec.drafters import DraftState, Sampling, StaticTree, Tree
 from specdec.drafters.prompt_lookup import PromptLookup
 from specdec.errors import ConfigError
@@ -46,12 +47,23 @@ def fresh(target: Target) -> Target:
     return Target(target.model, target.tokenizer, target.identity, target.name)
 
 
+def check_compiled(target: Target, choice: str, prompts: list[list[int]], length: int) -> list[Generation]:
+    """Compiled, in one fixed cache, each prompt gives what it gives uncompiled in a growing one."""
+    drafter = moved(target, choice)
+    drafter.target = mine = fresh(target)
+    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in prompts]
+    mine.compile()
+    drafter.compile_drafting()
+    cache = mine.fixed_cache(length, drafter.draft_tokens + 1)
+    for prompt, plain in zip(prompts, wanted, strict=True):
+        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
+        cache.reset()
+    return wanted
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=20)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("choice", [*CHOICES, "lookup"])
+@pytest.mark.parametrize(("choice", "form"), [*itertools.product(CHOICES, FORMS), ("lookup", "chain")])
 def test_a_fixed_cache_changes_no_token(target: Target, choice: str, form: str, sampling: Sampling) -> None:
-    if choice == "lookup" and form != "chain":
-        pytest.skip("prompt lookup copies one path")
     drafter = PromptLookup(5) if choice == "lookup" else moved(target, choice)
     cache = target.fixed_cache(60, 6)
     for prompt in PROMPTS:
@@ -63,15 +75,7 @@ def test_a_fixed_cache_changes_no_token(target: Target, choice: str, form: str, 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_compiled_it_drafts_and_says_the_same_in_one_form(target: Target, compiler: list[Any], choice: str) -> None:
-    drafter = moved(target, choice)
-    drafter.target = mine = fresh(target)
-    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in PROMPTS]
-    mine.compile()
-    drafter.compile_drafting()
-    cache = mine.fixed_cache(60, drafter.draft_tokens + 1)
-    for prompt, plain in zip(PROMPTS, wanted, strict=True):
-        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
-        cache.reset()
+    check_compiled(target, choice, PROMPTS, 60)
     assert len(compiler) == 2, "one form of the base's pass and one of the drafter's, for all prompts and steps"
 
 
@@ -99,30 +103,16 @@ def test_compiled_it_drafts_the_same_behind_whatever_was_accepted(
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_compiled_it_ends_where_the_context_does(target: Target, compiler: list[Any], choice: str) -> None:
-    drafter = moved(target, choice)
-    drafter.target = mine = fresh(target)
     prompt = [6 + i % 200 for i in range(target.max_positions - 12)]
-    wanted = generate(mine, drafter, prompt, LIMIT)
-    assert len(wanted.token_ids) <= 12
-    mine.compile()
-    drafter.compile_drafting()
-    cache = mine.fixed_cache(target.max_positions, drafter.draft_tokens + 1)
-    assert generate(mine, drafter, prompt, LIMIT, cache=cache) == wanted
+    (made,) = check_compiled(target, choice, [prompt], target.max_positions)
+    assert len(made.token_ids) <= 12
 
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_real_compiler_says_the_same(target: Target, choice: str) -> None:
-    drafter = moved(target, choice)
-    drafter.target = mine = fresh(target)
-    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in PROMPTS]
-    mine.compile()
-    drafter.compile_drafting()
-    cache = mine.fixed_cache(60, drafter.draft_tokens + 1)
-    for prompt, plain in zip(PROMPTS, wanted, strict=True):
-        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
-        cache.reset()
+    check_compiled(target, choice, PROMPTS, 60)
 
 
 def test_a_cache_that_is_too_short_is_refused(target: Target) -> None:

@@ -13,7 +13,8 @@ from specdec.drafters.deployable import BaseFacts, findings
 from specdec.errors import ModelError
 from specdec.targets import identify
 from specdec.targets.identity import RECORD
-from specdec.targets.target import first_line, logit_scale
+from specdec.targets.loading import first_line
+from specdec.targets.target import logit_scale
 
 METHODS = ("medusa", "eagle", "eagle3")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".safetensors.index.json")
