@@ -22,8 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def alive(note: Path) -> list[int]:
     """Those of the stand-in's processes that still run."""
-    pids = [int(pid) for pid in note.read_text().split()]
-    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in map(int, note.read_text().split()) if runs(pid)]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # a moment ago it may have been there
+        return False
 
 
 def all_gone(note: Path, seconds: float = 5.0) -> bool:
@@ -184,8 +190,9 @@ def test_the_server_ends_with_its_parent(victim: str, fake_engine: Any, note: Pa
         time.sleep(0.02)
     server = int(note.read_text().split()[0])
     if victim == "guard":  # then the kernel ends the server; its children are its own affair
-        psutil.Process(server).parent().kill()
-        psutil.wait_procs([psutil.Process(server)] if psutil.pid_exists(server) else [], timeout=5)
+        process = psutil.Process(server)
+        process.parent().kill()
+        psutil.wait_procs([process], timeout=5)
         assert server not in alive(note)
         os.kill(int(note.read_text().split()[1]), signal.SIGKILL)
     parent.kill()
