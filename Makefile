@@ -1,5 +1,5 @@
 # make run    the whole pipeline (PROFILE=name lays profiles/name.yaml over params.yaml first)
-# make test   every test; `make test-soak` those that take minutes (two files at a time: pytest -n 2 --dist loadfile)
+# make test   every test; `make test-soak` those that take minutes, `make test-gpu` those for an NVIDIA GPU
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-soak lint format bench mlflow prefect lock
+.PHONY: run test test-soak test-gpu lint format bench mlflow prefect lock
 
 run: $(STAMP)
 ifdef PROFILE
@@ -26,6 +26,9 @@ test: $(STAMP)
 
 test-soak: $(STAMP)
 	@$(BIN)/python -m pytest -m soak
+
+test-gpu: $(STAMP)
+	@$(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

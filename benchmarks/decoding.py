@@ -56,7 +56,8 @@ def main() -> None:
     target = Target.from_pretrained(options.base, dtype=options.dtype)
     drafter, _ = load_any(options.drafter, target)
     rows = read_prompt_file(options.data)[: options.prompts]
-    prompts = [prompt_ids(target.tokenizer, row["messages"]) for row in rows]
+    given = [prompt_ids(target.tokenizer, row["messages"]) for row in rows]
+    prompts = [ids for ids in given if len(ids) + options.max_new_tokens <= target.max_positions]
     small = Target.from_pretrained(options.draft_model, dtype=options.dtype) if options.draft_model else None
     with clocked(target, "forward", "forward_tree") as base, clocked(drafter, "propose") as drafting:
         ways = decodings(options, target, drafter, small)
@@ -181,8 +182,10 @@ def print_table(found: dict[str, Total], prompts: int, dtype: str) -> None:
     plain = found[PLAIN].tokens / found[PLAIN].seconds
     for name, total in found.items():
         speed = total.tokens / total.seconds
-        passes = (f"{total.tokens / total.passes:.2f}", f"{1000 * total.seconds / total.passes:.2f}")
-        table.add_row(name, f"{speed:.0f}", f"{speed / plain:.2f}", *(passes if total.passes else ("", "")))
+        passes = ["", ""]
+        if total.passes:  # transformers does not tell
+            passes = [f"{total.tokens / total.passes:.2f}", f"{1000 * total.seconds / total.passes:.2f}"]
+        table.add_row(name, f"{speed:.0f}", f"{speed / plain:.2f}", *passes)
     Console(width=100).print(table)
 
 

@@ -120,7 +120,7 @@ def compare_losses(options: argparse.Namespace) -> None:
     drafter = fresh_drafter(target, settings)
     with torch.no_grad():
         for weight in drafter.parameters():  # some start at zero
-            weight.add_(torch.randn_like(weight), alpha=0.05)
+            weight.add_(torch.randn_like(weight), alpha=0.8 / target.hidden_size**0.5)
     pieces = list(enough(map(around_the_answer, conversations(options, target)), 64, 200))
     ours = compute_features(target, collate(pack(pieces, 128, 0)), drafter.aux_layers)
     theirs = padded_features(target, padded_batch(pieces), drafter.aux_layers)

@@ -47,7 +47,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from benchmarks.reference import compare_losses, padded_features, reference_loss
-from benchmarks.training_work import HEAD_SIZE, Work, fresh_drafter, write_random_base
+from benchmarks.training_work import Work, fresh_drafter, write_random_base
 from specdec.config import METHOD_SECTIONS
 from specdec.config.defaults import TRAINING_DEFAULTS
 from specdec.drafters import Drafter, Features, medusa, unrolled
@@ -64,8 +64,8 @@ Part = Callable[[str], AbstractContextManager[None]]
 def main() -> None:
     options = arguments()
     logging.disable_progress_bar()
-    torch.set_float32_matmul_precision("highest" if options.dtype == "float32" else "high")
     if options.variant:
+        set_precision(options)
         print(json.dumps(peak_memory(options, options.variant)))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +73,7 @@ def main() -> None:
         if options.base is None:
             write_random_base(options)
         compare_losses(options)
+        set_precision(options)
         work = Work.of(options)
         print(work.told(), flush=True)
         writing = write_cache(work)
@@ -84,6 +85,10 @@ def main() -> None:
         print_writing(work, writing, speeds)
         if options.profile:
             print_profile(work, runs["online"])
+
+
+def set_precision(options: argparse.Namespace) -> None:
+    torch.set_float32_matmul_precision("highest" if options.dtype == "float32" else "high")
 
 
 class Run:
@@ -320,7 +325,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHOD_SECTIONS)
     parser.add_argument("--base", type=Path, help="a folder; default: a random Llama")
-    parser.add_argument("--hidden", type=int, default=256, help=f"of the random Llama, a multiple of {HEAD_SIZE}")
+    parser.add_argument("--hidden", type=int, default=256, help="of the random Llama, a multiple of --head-size")
+    parser.add_argument("--head-size", type=int, default=32, help="of the random Llama")
     parser.add_argument("--layers", type=int, default=4, help="of the random Llama")
     parser.add_argument("--vocab", type=int, default=8192, help="of the random Llama, 262 at least")
     parser.add_argument("--data", type=Path, help="rows with `segments`, or conversations; default: random tokens")

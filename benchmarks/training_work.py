@@ -24,7 +24,6 @@ from specdec.training.features import Batch, collate
 from tests.tiny import write_base
 
 CHOICE = 4  # times as much data is packed as is taken: rows fill up as well as those of a whole training
-HEAD_SIZE = 32
 FIRST_WORD = 6  # of the random base's tokenizer: behind the special tokens
 
 
@@ -84,7 +83,7 @@ def load_base(options: argparse.Namespace, dtype: str) -> Target:
 
 
 def write_random_base(options: argparse.Namespace) -> None:
-    heads = options.hidden // HEAD_SIZE
+    heads = options.hidden // options.head_size
     write_base(
         options.folder / "base",
         vocab_size=options.vocab,
@@ -93,7 +92,7 @@ def write_random_base(options: argparse.Namespace) -> None:
         num_hidden_layers=options.layers,
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2),
-        head_dim=HEAD_SIZE,
+        head_dim=options.head_size,
         max_position_embeddings=2 * options.length,
         initializer_range=1.6 / options.hidden**0.5,  # answers that are neither certain nor all alike
     )

@@ -159,8 +159,7 @@ def _run(
     cache: Cache,
 ) -> Iterator[Step]:
     layers = drafter.aux_layers if drafter else ()
-    fixed = (cache.length, cache.step) if isinstance(cache, FixedCache) else None
-    state = DraftState(start=prompt_ids[0], fixed=fixed)
+    state = DraftState(start=prompt_ids[0], fixed=cache if isinstance(cache, FixedCache) else None)
     prompt = torch.tensor([prompt_ids], device=target.device)
     read = target.forward(prompt, cache=cache, layers=layers)
     newest = verifier.choose(target.logits(read.hidden[0, -1:]))
@@ -182,11 +181,11 @@ def _run(
         if draft.parents is None:
             target.crop(cache, context + 1 + accepted)
         else:
-            target.keep(cache, context + 1, torch.tensor(verdict.places, dtype=torch.long, device=target.device))
-        token_ids = torch.tensor(verdict.token_ids, device=target.device)
+            target.keep(cache, context + 1, _on(target.device, verdict.places))
+        token_ids = _on(target.device, verdict.token_ids)
         newest = token_ids[-1:]
         if drafter:
-            rows = torch.tensor([0, *(place + 1 for place in verdict.places)], device=target.device)  # that stay
+            rows = _on(target.device, [0, *(place + 1 for place in verdict.places)])  # that stay
             auxiliary = None if read.auxiliary is None else read.auxiliary[0].index_select(0, rows)
             state.observe(token_ids, read.hidden[0].index_select(0, rows), auxiliary)
         context += accepted + 1
@@ -203,6 +202,12 @@ def _verify(target: Target, cache: Cache, newest: Tensor, draft: Proposal, layer
     sees = pad(draft.ancestors(), (1, 0, 1, 0), value=False)
     sees[:, 0] = True  # everyone sees the newest token
     return target.forward_tree(token_ids, sees, cache, layers)
+
+
+def _on(device: torch.device, values: list[int]) -> Tensor:
+    """values[n] on the device, which is not waited for, as it would be for a copy of pageable memory."""
+    held = torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda")
+    return held.to(device, non_blocking=True)
 
 
 def _generator(target: Target, seed: int | None) -> torch.Generator | None:

@@ -6,21 +6,26 @@ the few own keys are merged by it:
     L = log(exp(l) + sum_j exp(s_j))        out = exp(l - L) context + sum_j exp(s_j - L) v_j
 
 Going backward, the same kernel gives the exact gradients of its part when it gets `out` and L of the whole, because
-it rebuilds its weights as exp(s - L). So no score outlives its tile, on the way there or back. Where there is no such
-kernel (not on a CPU), blocks of queries are recomputed in the backward pass instead.
+it rebuilds its weights as exp(s - L). So no score outlives its tile, on the way there or back. On an NVIDIA GPU the
+kernel is FlexAttention's, which skips the blocks between documents and takes the gradients of `l` too. Where there is
+neither, blocks of queries are recomputed in the backward pass instead.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 QUERY_BLOCK = 256  # queries that look at their keys at once, where there is no kernel
 
 Chain = list[tuple[Tensor, Tensor]]  # keys and values [n, kv, D], one pair an own row
+Mask = Tensor | BlockMask | None
+_KERNEL: Any = {"BACKEND": "TRITON"}  # left to itself it takes one for decoding where rows are short, and fails
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,19 +38,28 @@ def attend_to(
     values: Tensor,
     chain: Chain,
     documents: Tensor,
-    mask: Tensor | None = None,
+    mask: Mask = None,
 ) -> Tensor:
     """query[n, h, D] at flat rows[n] of documents[B, T] -> [n, h*D].
 
     keys, values[B*T, kv, D]: seen up to the row itself, within its document. chain: what each query sees besides.
-    mask: `additive_mask` of the documents, for callers that ask often.
+    mask: `mask_of` the documents, for callers that ask often.
     """
-    if query.device.type == "cpu":
-        flat = [t for pair in chain for t in pair]
-        mask = additive_mask(documents, query.dtype) if mask is None else mask
-        found: Tensor = _Merged.apply(query, keys, values, rows, documents, mask, *flat)
-        return found
-    return blockwise(query, rows, keys, values, chain, documents)
+    mask = mask_of(documents, query.dtype) if mask is None else mask
+    if isinstance(mask, BlockMask):
+        return flexible(query, rows, keys, values, chain, documents, mask)
+    if mask is None:
+        return blockwise(query, rows, keys, values, chain, documents)
+    flat = [t for pair in chain for t in pair]
+    found: Tensor = _Merged.apply(query, keys, values, rows, documents, mask, *flat)
+    return found
+
+
+def mask_of(documents: Tensor, dtype: torch.dtype) -> Mask:
+    """What the kernel of this device takes; None where there is no kernel."""
+    if documents.device.type == "cpu":
+        return additive_mask(documents, dtype)
+    return block_mask(documents) if documents.is_cuda and dtype is not torch.float64 else None
 
 
 def seen(documents: Tensor, queries: slice, keys: int) -> Tensor:
@@ -60,6 +74,40 @@ def additive_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     batch, length = documents.shape
     mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=documents.device)
     return mask.masked_fill_(~seen(documents, slice(0, length), length), float("-inf"))
+
+
+def block_mask(documents: Tensor) -> BlockMask:
+    def sees(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (documents[batch, query] == documents[batch, key])
+
+    batch, length = documents.shape
+    return create_block_mask(sees, batch, None, length, length, device=documents.device)
+
+
+def flexible(
+    query: Tensor, rows: Tensor, keys: Tensor, values: Tensor, chain: Chain, documents: Tensor, mask: BlockMask
+) -> Tensor:
+    """`attend_to` by FlexAttention."""
+    batch, length = documents.shape
+    whole = [_spread(query, rows, documents)]
+    whole += [x.view(batch, length, *x.shape[1:]).transpose(1, 2) for x in (keys, values)]
+    run = _kernel(query.is_cuda)
+    out, more = run(*whole, block_mask=mask, enable_gqa=True, return_aux=AuxRequest(lse=True), kernel_options=_KERNEL)
+    out, normaliser = _gather(out, rows), _gather(more.lse[..., None], rows)
+    if chain:
+        scale = query.shape[-1] ** -0.5
+        scores = torch.cat([(query * _grown(k, query)).sum(-1, keepdim=True) for k, _ in chain], -1).float() * scale
+        total = torch.cat([normaliser, scores], -1).logsumexp(-1, keepdim=True)
+        shares = (scores - total).exp().to(out.dtype)
+        out = out * (normaliser - total).exp().to(out.dtype)
+        for j, (_, value) in enumerate(chain):
+            out = out + shares[..., j, None] * _grown(value, query)
+    return out.flatten(1)
+
+
+@cache
+def _kernel(compiled: bool) -> Any:
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 class _Merged(Function):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FixedDraftCache:
-    """Keys and values [kv, length, D] of each layer; `held` rows of them are read states."""
+    """Keys and values [kv, length, D] of each layer; `held` rows of them are read states. Its memory stays."""
 
     def __init__(self, drafter: "Unrolled", length: int):
         sizes = drafter.sizes
@@ -23,6 +23,8 @@ class FixedDraftCache:
         shape = (sizes.num_key_value_heads, length, sizes.head_dim)
         self.keys = [like.new_zeros(shape) for _ in drafter.layers]
         self.values = [like.new_zeros(shape) for _ in drafter.layers]
+        for rows in (*self.keys, *self.values):
+            torch._dynamo.mark_static_address(rows)
         self.held = 0
 
 
@@ -31,18 +33,20 @@ def propose_chain(drafter: "Unrolled", state: DraftState, compiled: Any) -> Tens
     assert state.fixed is not None
     assert state.hidden is not None
     assert state.token_ids is not None
-    length, step = state.fixed
+    step = state.fixed.step
     hidden, auxiliary, token_ids = state.hidden, state.auxiliary, state.token_ids
     count = len(hidden)
     if state.cache is None:
-        state.cache = FixedDraftCache(drafter, length)
+        beside = state.fixed.beside
+        state.cache = beside[drafter] = beside.get(drafter) or FixedDraftCache(drafter, state.fixed.length)
+        state.cache.held = 0
     cache: FixedDraftCache = state.cache
     more = max(0, step - count)
     hidden, token_ids = pad(hidden, (0, 0, 0, more)), pad(token_ids, (0, more))
     auxiliary = None if auxiliary is None else pad(auxiliary, (0, 0, 0, more))
     run = compiled if len(hidden) == step else draft_chain  # the prompt's rows are many
-    start = torch.tensor(cache.held, device=hidden.device)
-    last = torch.tensor([count - 1], device=hidden.device)
+    start = token_ids.new_full((), cache.held)  # a kernel's arguments: nothing is copied from the host
+    last = token_ids.new_full((1,), count - 1)
     tokens: Tensor = run(drafter, cache.keys, cache.values, hidden, auxiliary, token_ids, start, last, step - 1)
     cache.held += count
     state.forget()

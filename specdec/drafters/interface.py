@@ -22,7 +22,7 @@ from specdec.drafters.sampling import Draw
 from specdec.drafters.trees import Proposal, Shape
 from specdec.errors import ModelError
 from specdec.io import replacing_dir, write_json
-from specdec.targets import Target
+from specdec.targets import FixedCache, Target
 
 PROVENANCE = "specdec.json"
 
@@ -104,7 +104,7 @@ class DraftState:
     auxiliary: Tensor | None = None
     cache: Any = None
     start: int | None = None  # the context's very first token, which stands behind no state
-    fixed: tuple[int, int] | None = None  # (length, step) of the base's cache, where its size is fixed
+    fixed: FixedCache | None = None  # the base's cache, where its size is fixed; mind that an empty one is falsy
 
     def observe(self, token_ids: Tensor, hidden: Tensor, auxiliary: Tensor | None) -> None:
         """The base read n more true tokens; token_ids[i] is what came behind hidden[i]."""

@@ -154,7 +154,7 @@ class Medusa(Drafter):
         return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
     def compile_drafting(self) -> None:
-        self._compiled_chain = compiled(self._chain)
+        self._compiled_chain = compiled(self._chain, self.target.device)
 
     def _chain(self, newest: Tensor) -> Tensor:
         """Each head's most probable token [heads] at newest[1, H]."""
@@ -165,10 +165,10 @@ class Medusa(Drafter):
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
         assert state.hidden is not None
-        if state.fixed and self._compiled_chain and tree is None and draw is None:
+        if state.fixed is not None and self._compiled_chain and tree is None and draw is None:
             newest = state.hidden[-1:]
             state.forget()
-            return Proposal(self._compiled_chain(newest)[:budget])
+            return Proposal(self._compiled_chain(newest)[:budget].clone())
         weights = self.output_weights
         newest = state.hidden[-1:].to(weights[0].dtype)
         state.forget()

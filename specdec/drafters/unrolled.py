@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from specdec.drafters.attention import Chain, additive_mask, attend_to
+from specdec.drafters.attention import Chain, Mask, attend_to, mask_of
 from specdec.drafters.fixed_chain import draft_chain, propose_chain
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
 from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, accepted, check_tensors
@@ -177,13 +177,13 @@ class Unrolled(Drafter):
     # ---------------------------------------------------------------- drafting
 
     def compile_drafting(self) -> None:
-        self._compiled_chain = compiled(draft_chain)
+        self._compiled_chain = compiled(draft_chain, self.target.device)
 
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
-        if state.fixed and self._compiled_chain and tree is None and draw is None:
-            return Proposal(propose_chain(self, state, self._compiled_chain)[:budget])
+        if state.fixed is not None and self._compiled_chain and tree is None and draw is None:
+            return Proposal(propose_chain(self, state, self._compiled_chain)[:budget].clone())
         if state.cache is None:
             state.cache = DraftCache(len(self.layers))
         cache: DraftCache = state.cache
@@ -311,11 +311,11 @@ class _Walk:
     def __init__(self, drafter: Unrolled, document_ids: Tensor, positions: Tensor):
         self._drafter, self._documents, self._positions = drafter, document_ids, positions
         self._context: Chain = []
-        self._mask: Tensor | None = None
+        self._mask: Mask = None
 
     def _attend(self, query: Tensor, rows: Tensor, layer: int, chain: Chain) -> Tensor:
-        if self._mask is None and query.device.type == "cpu":
-            self._mask = additive_mask(self._documents, query.dtype)
+        if self._mask is None:
+            self._mask = mask_of(self._documents, query.dtype)
         return attend_to(query, rows, *self._context[layer], chain, self._documents, self._mask)
 
     def first(self, states: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:

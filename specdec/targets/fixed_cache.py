@@ -16,9 +16,14 @@ from specdec.errors import ConfigError
 COMPILED_FORMS = 64  # numbers of tokens, and auxiliary layers, that one function is compiled for at most
 
 
-def compiled(function: Any, mode: str | None = None) -> Any:
-    """`function`, compiled once for each set of shapes that it is called with."""
+def compiled(function: Any, device: torch.device) -> Any:
+    """`function`, compiled once for each set of shapes that it is called with.
+
+    On a GPU it is captured as CUDA graphs: its results stand in memory that the next call of any such function uses
+    again, so clone what is to outlive it.
+    """
     compiler: Any = torch.compile  # whose declaration lacks recompile_limit
+    mode = "reduce-overhead" if device.type == "cuda" else None
     return compiler(function, dynamic=False, mode=mode, recompile_limit=COMPILED_FORMS)
 
 
@@ -26,13 +31,15 @@ class FixedCache(Cache):
     """Room for `length` positions; passes over `step` tokens or fewer are all run as passes over `step`.
 
     Give `length` the longest context, and `step` rows more for what is cut back. `end` []: how many positions it
-    holds, on the device; `held`: the same on the host. Raises ConfigError for sizes that hold nothing.
+    holds, on the device; `held`: the same on the host. `beside`: what each drafter keeps for as long as this cache,
+    by drafter. Raises ConfigError for sizes that hold nothing.
     """
 
     def __init__(self, layers: int, length: int, step: int, device: torch.device):
         if not 0 < step <= length:
             raise ConfigError(f"a cache for {length} positions cannot take {step} tokens at once")
         self.length, self.step, self.held = length, step, 0
+        self.beside: dict[Any, Any] = {}
         self.end = torch.zeros((), dtype=torch.long, device=device)
         torch._dynamo.mark_static_address(self.end)
         super().__init__(layers=[_Layer(length, self.end) for _ in range(layers)])

@@ -139,8 +139,7 @@ class Target:
 
     def compile(self) -> None:
         """From now on, passes over a FixedCache's `step` tokens are compiled (on a GPU: captured as CUDA graphs)."""
-        mode = "reduce-overhead" if self.device.type == "cuda" else None
-        self._compiled = compiled(self._fixed, mode)
+        self._compiled = compiled(self._fixed, self.device)
 
     def forward(
         self,
@@ -204,12 +203,12 @@ class Target:
                 self._listening[layers] = _Listening(self.decoder_layers, layers).__enter__()
             heard = self._listening[layers]
             heard.clear()  # as when it was compiled, or it would be compiled again
-            read = self._compiled(rows, seen, cache, layers, heard)
+            hidden, auxiliary = self._compiled(rows, seen, cache, layers, heard)
+            hidden, auxiliary = hidden.clone(), None if auxiliary is None else auxiliary.clone()
         else:
             with _Listening(self.decoder_layers, layers) as heard:
-                read = self._fixed(rows, seen, cache, layers, heard)
+                hidden, auxiliary = self._fixed(rows, seen, cache, layers, heard)
         cache.advance(count)
-        hidden, auxiliary = read
         return TargetOutput(hidden[:, :count], None if auxiliary is None else auxiliary[:, :count])
 
     def _fixed(

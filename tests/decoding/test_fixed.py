@@ -88,7 +88,7 @@ def test_compiled_it_drafts_the_same_behind_whatever_was_accepted(
     ids = torch.randint(6, target.vocab_size, (60,), generator=torch.Generator().manual_seed(0)).tolist()
     step = drafter.draft_tokens + 1
     drafter.compile_drafting()
-    ours, theirs = DraftState(fixed=(80, step)), DraftState()
+    ours, theirs = DraftState(fixed=target.fixed_cache(80 - step, step)), DraftState()
     read = 0
     with torch.inference_mode():
         for more in (20, 1, step, 2, step, 1, 3):

@@ -1,15 +1,17 @@
 """Attention of unrolled draft positions equals a loop over queries in float64, forward and backward."""
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import flex_attention
 
 from specdec.drafters import attention
-from specdec.drafters.attention import attend_to, blockwise
+from specdec.drafters.attention import attend_to, block_mask, blockwise, flexible
 
 SIZE = 8
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 4 + [-1] * 2, [0] * 2 + [1] * 9])
@@ -29,7 +31,7 @@ class Case:
         query, keys, values, *own = tensors
         chain = list(zip(own[::2], own[1::2], strict=True))
         found = function(query, self.rows, keys, values, chain, self.documents)  # type: ignore[operator]
-        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).to(found.device)
         (found.float() * weights).sum().backward()
         return [found.detach(), *(t.grad for t in tensors if t.grad is not None)]
 
@@ -69,7 +71,14 @@ def assert_naive(made: Case, function: object = attend_to) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5 * (1 + float(b.abs().max())))
 
 
-@pytest.mark.parametrize("function", [attend_to, blockwise])
+def flexibly(*given: object) -> Tensor:
+    """FlexAttention in its plain operations, which go backward on a CPU, though its door says that they do not."""
+    plainly = patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with patch.object(flex_attention, "_validate_device"), plainly:
+        return flexible(*given, block_mask(given[5]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", [attend_to, blockwise, flexibly])
 @pytest.mark.parametrize("chain", [0, 1, 2, 3])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1)])
 def test_equals_one_query_after_the_other(function: object, chain: int, heads: int, groups: int) -> None:
