@@ -119,6 +119,8 @@ def test_a_cache_that_is_too_short_is_refused(target: Target) -> None:
     cache = target.fixed_cache(20, 4)
     with pytest.raises(ConfigError, match="may take 38 tokens, and the fixed cache has room for 20: make"):
         generate(target, None, PROMPTS[0], 30, cache=cache)
+    with pytest.raises(ConfigError, match="may take 21 tokens, and the fixed cache has room for 20: make"):
+        generate(target, None, PROMPTS[0], 13, cache=cache)
     assert len(generate(target, None, PROMPTS[0], 12, cache=cache).token_ids) == 12
 
 

@@ -69,6 +69,9 @@ def test_a_space_in_front_is_seen_at_the_answers_start() -> None:
         assert stop.cut(made, tokens, 9) == (tokens[:end], True)
         assert by_transformers(tokenizer, [*made, *tokens], [" b"]) == [*made, *tokens[:end]]
     assert stop.cut([], [1, 2], 9) == ([1, 2], False)
+    ahead = Stop(frozenset(), ("ab",), tokenizer)  # what is decoded in front of an answer is none of it
+    assert ahead.cut([], [1, 2], 9) == ([1, 2], False)
+    assert ahead.cut([], [2, 0, 1, 2], 9) == ([2, 0, 1], True)
 
 
 def test_the_limit_comes_first(target: Target) -> None:

@@ -34,6 +34,11 @@ FORMS: dict[str, Any] = {
 LIMIT = 40
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_gpu() -> None:
+    assert torch.cuda.is_available(), "these tests need an NVIDIA GPU, and a torch that was built for it"
+
+
 @pytest.fixture(scope="module")
 def cuda(base_folder: Path) -> Target:
     return Target.from_pretrained(base_folder, device="cuda")
