@@ -43,6 +43,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.training eagle3
 	$(BIN)/python -m benchmarks.training medusa
+	$(BIN)/python -m benchmarks.head_loss --rows 512 --vocab 8192 --dtype float32
 	$(BIN)/python -m benchmarks.prompts
 	$(BIN)/python -m benchmarks.synthesis throughput
 	$(BIN)/python -m benchmarks.synthesis memory

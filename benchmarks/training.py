@@ -19,8 +19,9 @@ look is fused, no accuracy is counted. Without --base a small Llama of random we
 seventh, both lognormal.
 
 Speed is measured in one process, the variants in turn, their order rotated from round to round. Memory is the peak
-above what base and drafter take at rest, of a fresh process each (gradients and AdamW's state included; on a CPU
-resident memory, to which the cache's mapped files count though the system may take them back). Linux only.
+above what base and drafter take at rest, gradients and AdamW's state included: on a GPU what is allocated there, on a
+CPU the resident memory of a fresh process each, to which the cache's mapped files count though the system may take
+them back. Linux only.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def main() -> None:
     logging.disable_progress_bar()
     if options.variant:
         set_precision(options)
-        print(json.dumps(peak_memory(options, options.variant)))
+        print(json.dumps(peak_memory(Work.of(options), options.variant)))
         return
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
@@ -77,7 +78,7 @@ def main() -> None:
         work = Work.of(options)
         print(work.told(), flush=True)
         writing = write_cache(work)
-        peaks = {name: ask_peak_memory(name, options.folder) for name in VARIANTS}
+        peaks = {name: ask_peak_memory(work, name) for name in VARIANTS}
         able = [name for name in VARIANTS if peaks[name] is not None]
         runs = {name: Run(work, name) for name in able}
         speeds = measure(runs, options)
@@ -173,8 +174,15 @@ def wait_for_gpu() -> None:
 # ---------------------------------------------------------------- memory
 
 
-def ask_peak_memory(name: str, folder: Path) -> float | None:
-    """MB, from a fresh process; None where memory did not suffice."""
+def ask_peak_memory(work: Work, name: str) -> float | None:
+    """MB; None where memory did not suffice. On a GPU from this process: its allocator counts exactly."""
+    on_gpu = work.target.device.type == "cuda"
+    found = peak_memory(work, name) if on_gpu else peak_of_a_process(name, work.options.folder)
+    print(f"memory: {name} {OUT_OF_MEMORY if found is None else f'{found:,.0f} MB'}", flush=True)
+    return found
+
+
+def peak_of_a_process(name: str, folder: Path) -> float | None:
     command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--variant", name, "--folder", str(folder)]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode == -9:  # the system's own way to say so
@@ -182,16 +190,14 @@ def ask_peak_memory(name: str, folder: Path) -> float | None:
     if ran.returncode:
         sys.exit(f"{name} failed:\n{ran.stderr[-3000:]}")
     found: float | None = json.loads(ran.stdout.splitlines()[-1])
-    print(f"memory: {name} {OUT_OF_MEMORY if found is None else f'{found:,.0f} MB'}", flush=True)
     return found
 
 
-def peak_memory(options: argparse.Namespace, name: str) -> float | None:
-    """MB above what is held before the first step, over a few steps; the whole of this process."""
-    work = Work.of(options)
+def peak_memory(work: Work, name: str) -> float | None:
+    """MB above what is held before the first step, over a few steps."""
+    options, on_gpu = work.options, work.target.device.type == "cuda"
     run = Run(work, name)
     sum(float(weight.sum()) for weight in work.target.model.parameters())  # reads what is only mapped so far
-    on_gpu = work.target.device.type == "cuda"
     if not on_gpu:
         refuse_too_much()
     before = start_peak(on_gpu)
