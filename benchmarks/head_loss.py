@@ -7,8 +7,8 @@ comes from its own hidden states through its own layer. Forward and backward.
 
     specdec       `specdec.drafters.head_loss`: forward KL, or cross-entropy; the base is asked once for all positions
     whole logits  the same by autograd, one draft position after the other
-    Liger         its fused linear cross-entropy; its fused linear JSD at beta 0, which is forward KL, and which asks the
-                  base anew at every draft position (left out where liger-kernel or an NVIDIA GPU is missing)
+    Liger         its fused linear cross-entropy; its fused linear JSD at beta 0, which is forward KL, and which asks
+                  the base anew at every draft position (left out without liger-kernel or an NVIDIA GPU)
 """
 
 import argparse
