@@ -4,7 +4,7 @@ import os
 
 from specdec.config import Environment, Synthesize
 from specdec.errors import ConfigError
-from specdec.serving.engines import VLLM_PYTHON, vllm_installed, vllm_python
+from specdec.serving.vllm import VLLM_PYTHON, vllm_installed, vllm_python
 
 
 def resolve_engine(settings: Synthesize, environment: Environment) -> str:

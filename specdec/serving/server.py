@@ -7,7 +7,8 @@ from pathlib import Path
 from specdec.config import Environment, Synthesize
 from specdec.serving.choice import choose
 from specdec.serving.external import connect_servers
-from specdec.serving.own import START_SECONDS, started
+from specdec.serving.launch import START_SECONDS
+from specdec.serving.own import started
 from specdec.synthesis.endpoint import Server
 
 Say = Callable[[str], None]

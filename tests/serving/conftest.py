@@ -10,7 +10,7 @@ import pytest
 
 from specdec.config import Synthesize
 from specdec.serving import own
-from specdec.serving.engines import Launch
+from specdec.serving.launch import Launch
 from tests.serving.outside import Outside
 from tests.settings import sampling, synthesize_settings
 
