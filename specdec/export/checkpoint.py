@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specdec.drafters import Drafter
 from specdec.errors import ModelError
+from specdec.export.content import Content, Paths
 from specdec.targets import Target
 
 INDEX = "model.safetensors.index.json"
@@ -47,11 +48,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay out a drafter. name: for people. read: raises ModelError."""
+    """One way to lay out a drafter. name: for people; option: on the command line. read, write: raise ModelError."""
 
     name: str
+    option: str
     recognises: Callable[[Checkpoint], bool]
     read: Callable[[Checkpoint, Target], Drafter]
+    write: Callable[[Drafter, Paths], Content] | None = None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -60,6 +63,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if config.get("quantization_config"):
         raise ModelError(f"{folder} is quantised (quantization_config): take the drafter in bfloat16 or float32")
     return Checkpoint(folder, config, _files(folder))
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type in which the weights lie there, as `Target.from_pretrained` takes it; float32 where they differ."""
+    found = open_checkpoint(folder)
+    kinds = set()
+    for file in set(found.files.values()):
+        with safe_open(file, framework="pt") as opened:
+            kinds |= {opened.get_slice(name).get_dtype() for name in set(opened.keys()) - set(MAPS)}
+    narrow = {"BF16": "bfloat16", "F16": "float16"}
+    return narrow.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 
 
 def read_object(file: Path, folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from specdec.targets import Target
 DRAFT_TOKENS = 3  # where a layout does not say
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
+FC_BIAS = "fc.bias"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Eagle3Facts:
     draft_tokens: int = DRAFT_TOKENS
 
 
+def norms(config: dict[str, Any], nested: dict[str, Any] | None = None) -> dict[str, bool]:
+    """Those of `Eagle3Facts`, where vLLM, SGLang and TensorRT-LLM look for them. nested: `eagle_config`."""
+    said = {**config, **{key: value for key, value in (nested or {}).items() if key == "norm_before_fc"}}
+    return {key: bool(said.get(key)) for key in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")}
+
+
 def default_aux_layers(target: Target) -> tuple[int, ...]:
     """(2, L/2, L-3): what vLLM, speculators and SafeAILab take where nothing is said (ours read the last layer)."""
     return (2, target.num_layers // 2, target.num_layers - 3)
@@ -45,6 +52,8 @@ def eagle(found: Checkpoint, target: Target) -> Eagle:
     vocab_size = whole_number(found.config, "vocab_size", where)
     _fits(where, "vocab_size", vocab_size, target.vocab_size, target)
     tensors = _renamed(found.tensors())
+    if FC_BIAS in tensors and not tensors[FC_BIAS].any():
+        del tensors[FC_BIAS]  # SGLang's `fc` wants one, even where it adds nothing
     _drop_copies(tensors, {EMBEDDING: target.embedding_weight, HEAD: target.output_weight})
     if HEAD in tensors:
         raise ModelError(f"{where}: {HEAD} is not {target.name}'s, with whose output layer EAGLE speaks")
@@ -53,7 +62,7 @@ def eagle(found: Checkpoint, target: Target) -> Eagle:
         "model_type": "llama",
         **sizes.as_config(),
         **({} if target.logit_scale == 1.0 else {"logit_scale": target.logit_scale}),
-        **({"eagle_fc_bias": True} if "fc.bias" in tensors else {}),
+        **({"eagle_fc_bias": True} if FC_BIAS in tensors else {}),
         **({"own_embed_tokens": True} if EMBEDDING in tensors else {}),
         "num_hidden_layers": whole_number(found.config, "num_hidden_layers", where, 1),
         "vocab_size": vocab_size,
@@ -84,7 +93,7 @@ def eagle3(found: Checkpoint, target: Target, described: dict[str, Any], facts: 
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
         **sizes.as_config(),
-        **({"own_embed_tokens": True} if EMBEDDING in tensors else {}),
+        **({"own_embed_tokens": True} if EMBEDDING in tensors and read_size == sizes.hidden_size else {}),
         "num_hidden_layers": whole_number(described, "num_hidden_layers", where, 1),
         "vocab_size": vocab_size,
         "draft_vocab_size": draft_size,

@@ -1,4 +1,4 @@
-"""A Llama configuration as others write it -> the draft layer's sizes as ours has them.
+"""A Llama configuration as others write it -> the draft layer's sizes as ours has them, and back.
 
 What a configuration leaves out is what transformers' LlamaConfig, and so vLLM, takes for it. Whatever would change
 the layer's arithmetic and is not implemented is refused.
@@ -48,6 +48,25 @@ def layer_sizes(config: dict[str, Any], where: Path) -> Dimensions:
         max_position_embeddings=whole_number(config, "max_position_embeddings", where, 2048),
         rope_parameters=_rope(config, where),
     )
+
+
+def as_llama(config: dict[str, Any]) -> dict[str, Any]:
+    """A drafter's `config.json` -> its Llama configuration as transformers wrote it before 5, and all versions read.
+
+    The rotary settings lie in `rope_theta` and `rope_scaling`; whatever is no Llama's own is left out.
+    """
+    sizes = Dimensions.from_config(config).as_config()
+    rope = dict(sizes.pop("rope_parameters"))
+    theta = rope.pop("rope_theta")
+    return {
+        "model_type": "llama",
+        **sizes,
+        "rope_theta": theta,
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "vocab_size": config["vocab_size"],
+        "tie_word_embeddings": False,
+    }
 
 
 def _rope(config: dict[str, Any], where: Path) -> dict[str, Any]:

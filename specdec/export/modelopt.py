@@ -3,7 +3,8 @@ torch/export/plugins/hf_spec_export.py, torch/speculative/plugins/).
 
 EAGLE-3: vLLM's names, `midlayer.` for `layers.0.` in older releases, `d2t` without `t2d`. `eagle_config` lists the
 auxiliary layers, counted from 0: i is the *output of layer i*, which is i+1 in vLLM, in speculators and here. The
-state before `norm` goes on to the next draft position.
+state before `norm` goes on to the next draft position. The norms of EAGLE-3.1, which ModelOpt does not write, are
+read where the engines look for them.
 What is read is what the export says and the engines compute: 0.47's own forward norms the state twice
 (`input_layernorm`, then `hidden_norm`), and its export writes a YaRN scaling for long contexts unless told not to.
 
@@ -15,7 +16,7 @@ Medusa: heads are no checkpoint of their own, but saved with the base: its `conf
 from specdec.drafters import Drafter
 from specdec.errors import ModelError
 from specdec.export.checkpoint import Checkpoint, Layout, whole_number
-from specdec.export.eagle_modules import Eagle3Facts, eagle3, layer_ids, same
+from specdec.export.eagle_modules import Eagle3Facts, eagle3, layer_ids, norms, same
 from specdec.export.medusa_heads import check_base, heads, renamed
 from specdec.targets import Target
 
@@ -42,8 +43,8 @@ def _eagle3(found: Checkpoint, target: Target) -> Drafter:
             "modules, EAGLE-3 is known here"
         )
     counted = layer_ids(said.get("eagle_aux_hidden_state_layer_ids"), found.folder)
-    facts = Eagle3Facts(aux_layers=tuple(i + 1 for i in counted or _default_layers(target.num_layers)))
-    return eagle3(found, target, found.config, facts)
+    layers = tuple(i + 1 for i in counted or _default_layers(target.num_layers))
+    return eagle3(found, target, found.config, Eagle3Facts(aux_layers=layers, **norms(found.config, said)))
 
 
 def _default_layers(num_layers: int) -> list[int]:
@@ -72,4 +73,4 @@ def _check_copies(found: Checkpoint, target: Target, names: set[str]) -> None:
             raise ModelError(f"{found.folder} is for another base: its {name} differs from that of {target.name}")
 
 
-LAYOUT = Layout("ModelOpt", recognises, read)
+LAYOUT = Layout("ModelOpt", "modelopt", recognises, read)

@@ -11,7 +11,7 @@ import re
 from specdec.drafters import Drafter
 from specdec.errors import ModelError
 from specdec.export.checkpoint import Checkpoint, Layout, whole_number
-from specdec.export.eagle_modules import Eagle3Facts, default_aux_layers, eagle, eagle3, layer_ids
+from specdec.export.eagle_modules import Eagle3Facts, default_aux_layers, eagle, eagle3, layer_ids, norms
 from specdec.export.medusa_heads import check_base, heads, renamed
 from specdec.targets import Target
 
@@ -20,17 +20,22 @@ _EAGLE3 = re.compile(r"(midlayer|layers\.0)\.hidden_norm\.weight")
 
 
 def recognises(found: Checkpoint) -> bool:
-    return found.config.get("model_type") == "medusa" or _is_eagle3(found) or found.files.keys() >= _EAGLE
+    """A module of speculators has vLLM's tensors, but says its sizes elsewhere."""
+    return found.config.get("model_type") == "medusa" or is_eagle3(found) or is_eagle(found)
 
 
 def read(found: Checkpoint, target: Target) -> Drafter:
     if found.config.get("model_type") == "medusa":
         return _medusa(found, target)
-    return _eagle3(found, target) if _is_eagle3(found) else eagle(found, target)
+    return _eagle3(found, target) if is_eagle3(found) else eagle(found, target)
 
 
-def _is_eagle3(found: Checkpoint) -> bool:
-    return any(_EAGLE3.fullmatch(name) for name in found.files)
+def is_eagle3(found: Checkpoint) -> bool:
+    return any(_EAGLE3.fullmatch(name) for name in found.files) and "speculators_model_type" not in found.config
+
+
+def is_eagle(found: Checkpoint) -> bool:
+    return found.files.keys() >= _EAGLE and not is_eagle3(found) and "speculators_model_type" not in found.config
 
 
 def _eagle3(found: Checkpoint, target: Target) -> Drafter:
@@ -41,11 +46,7 @@ def _eagle3(found: Checkpoint, target: Target) -> Drafter:
         raise ModelError(f"{found.folder}/config.json: EAGLE-3 without auxiliary states is not known here")
     said = config.get("eagle_aux_hidden_state_layer_ids") or nested.get("eagle_aux_hidden_state_layer_ids")
     facts = Eagle3Facts(
-        aux_layers=layer_ids(said, found.folder) or default_aux_layers(target),
-        norm_before_residual=bool(config.get("norm_before_residual")),
-        norm_before_fc=bool(nested.get("norm_before_fc", config.get("norm_before_fc"))),
-        fc_norm=bool(config.get("fc_norm")),
-        norm_output=bool(config.get("norm_output")),
+        aux_layers=layer_ids(said, found.folder) or default_aux_layers(target), **norms(config, nested)
     )
     return eagle3(found, target, config, facts)
 
@@ -84,4 +85,4 @@ def _key(found: Checkpoint, part: str, usual: str) -> str:
     return keys[-1] if keys else usual
 
 
-LAYOUT = Layout("vLLM", recognises, read)
+LAYOUT = Layout("vLLM", "vllm", recognises, read)
