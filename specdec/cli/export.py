@@ -9,6 +9,7 @@ from specdec.drafters import PROVENANCE, Drafter
 from specdec.errors import ConfigError
 from specdec.export import load_any, sglang, trtllm, write_as
 from specdec.export.checkpoint import stored_dtype
+from specdec.export.content import METHODS
 from specdec.export.load import BY_OPTION
 from specdec.export.write import WRITABLE
 from specdec.targets import Target
@@ -67,5 +68,5 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
 def _told(request: Request, drafter: Drafter, name: str) -> str:
     to = "vLLM" if request.to == OURS else BY_OPTION[request.to].name
     start = _START.get(request.to, "").format(output=request.output, base=request.base)
-    line = f"{request.output}: {drafter.method} from {name}'s layout in that of {to}"
+    line = f"{request.output}: {METHODS[drafter.method]}, from the layout of {name} to that of {to}"
     return f"{line}\nstart: {start}" if start else line
