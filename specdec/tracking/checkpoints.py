@@ -29,7 +29,7 @@ def exact_address(given: str) -> str:
     """
     if not given.startswith(REGISTRY):
         return given
-    _, version = _look_up(given)
+    _, version = look_up(given)
     return f"{REGISTRY}{version.name}/{version.version}"
 
 
@@ -38,11 +38,8 @@ def fetch_drafter(address: str, into: Path) -> Path:
 
     Fetched once. Raises TrackingError for an address that is no such thing, or that the registry does not have.
     """
-    store, version = _look_up(address)
-    model = _MODEL.fullmatch(str(version.source))
-    if not model:
-        raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
-    folder = into / model["id"]
+    store, version = look_up(address)
+    folder = into / model_id_of(version, address)
     into.mkdir(parents=True, exist_ok=True)
     with FileLock(into / f"{folder.name}.lock"):  # two trainings may begin with the same one
         if not all((folder / name).is_file() for name in CHECKPOINT):
@@ -51,8 +48,16 @@ def fetch_drafter(address: str, into: Path) -> Path:
     return folder
 
 
-def _look_up(address: str) -> tuple[Store, Any]:
-    """The registry, and its version of that address."""
+def model_id_of(version: Any, address: str) -> str:
+    """The logged model behind a version. Raises TrackingError for a version of someone else's."""
+    model = _MODEL.fullmatch(str(version.source))
+    if not model:
+        raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
+    return model["id"]
+
+
+def look_up(address: str) -> tuple[Store, Any]:
+    """The registry, and its version of that address. Raises TrackingError as `fetch_drafter` does."""
     named = _ADDRESS.fullmatch(address)
     if not named:
         raise TrackingError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -20,6 +20,7 @@ from specdec.tracking.values import UNFINISHED
 
 CONTENT, IDENTITY = "specdec.content", "specdec.identity"
 CHECKPOINT = ("config.json", "model.safetensors")
+SERVING = "speculative_config.json"  # of the benchmark in vLLM and of the evaluation: how to serve the drafter
 _REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -41,14 +42,15 @@ _left_out = shutil.ignore_patterns("__pycache__", "*.pyc", UNFINISHED)
 class Package:
     """What a version is made of.
 
-    checkpoint: models/drafters/D. evaluation: reports/D. base: models/base. bundle_base: whether the base's
-    files travel too. dtype: what the base is loaded in, as it was when the drafter was measured. work: where
-    the model is put together, best on the same file system.
+    checkpoint: models/drafters/D. evaluation: reports/D. engine: engine/D, where the drafter was in a vLLM. base:
+    models/base. bundle_base: whether the base's files travel too. dtype: what the base is loaded in, as it was when
+    the drafter was measured. work: where the model is put together, best on the same file system.
     """
 
     drafter: str
     checkpoint: Path
     evaluation: Path
+    engine: Path
     base: Path
     bundle_base: bool
     dtype: str
@@ -62,13 +64,17 @@ class Package:
     @functools.cached_property  # the weights are read once
     def identity(self) -> str:
         """sha256 over the checkpoint's bytes and the base's identity: the drafter, however it is packed."""
-        files = {name: _digest(self.checkpoint / name) for name in CHECKPOINT}
-        return sha256_json({"files": files, "base": self.provenance.get("identity")})
+        return drafter_identity(self.checkpoint, self.provenance.get("identity"))
 
     def content(self) -> str:
         """sha256 over the drafter and all that decides how its model loads: same content, same version."""
         packed = {"bundle_base": self.bundle_base, "dtype": self.dtype}
         return sha256_json({"drafter": self.identity, **packed})
+
+
+def drafter_identity(checkpoint: Path, base: Any) -> str:
+    """sha256 over the checkpoint's bytes and its base's identity: what the tag `specdec.identity` holds."""
+    return sha256_json({"files": {name: _digest(checkpoint / name) for name in CHECKPOINT}, "base": base})
 
 
 def _digest(file: Path) -> str:
@@ -103,6 +109,15 @@ def log_model(store: Store, run_id: str, package: Package, tags: dict[str, str])
         store.client.finalize_logged_model(model.model_id, "READY")
         _point_from_run(store, run_id, model.model_id)
     return str(model.model_id)
+
+
+def put_serving_settings(store: Store, model_id: str, package: Package) -> None:
+    """Gives a stored model the serving settings of a later benchmark or evaluation: the drafter is the same, and so
+    is its version."""
+    with speaking(store.location):
+        for part, folder in (("engine", package.engine), ("evaluation", package.evaluation)):
+            if (folder / SERVING).is_file():
+                store.client.log_model_artifact(model_id, str(folder / SERVING), f"artifacts/{part}")
 
 
 def has_checkpoint(store: Store, model_id: str, package: Package) -> bool:
@@ -148,6 +163,8 @@ def _save(folder: Path, package: Package, run_id: str, model_id: str) -> None:
 def _artifacts(folder: Path, package: Package) -> dict[str, str]:
     """The parts under the names that they keep in the model, as links where the file system can."""
     parts = {"drafter": package.checkpoint, "evaluation": package.evaluation}
+    if package.engine.is_dir():
+        parts["engine"] = package.engine
     if package.bundle_base:
         parts["base"] = package.base
     for name, source in parts.items():

@@ -64,6 +64,7 @@ def _version(
         drafter=drafter,
         checkpoint=root / "models" / "drafters" / drafter,
         evaluation=root / "reports" / drafter,
+        engine=root / "engine" / drafter,
         base=root / "models" / "base",
         bundle_base=params.register_.bundle_base,
         dtype=params.evaluate.dtype,
@@ -87,7 +88,7 @@ def _version(
             version = _new_version(store, name, run, package, tags, figures, say)
         else:
             say(f"{drafter}: the same bytes are version {version} of {name} already")
-            _refresh(store, name, version, tags, card.model_card(name, drafter, tags, figures, run.run_id))
+            _refresh(store, name, version, tags, card.model_card(name, drafter, tags, figures, run.run_id), package)
         run.set_tags({"specdec.model": name, "specdec.version": version, model.CONTENT: content})
         receipt = {"version": version, "run_id": run.run_id, "content": content}
     return Candidate(drafter, version, tags[model.IDENTITY], figures), receipt
@@ -137,8 +138,10 @@ def _new_version(
     return str(made.version)
 
 
-def _refresh(store: Store, name: str, version: str, tags: dict[str, str], description: str) -> None:
-    """Writes the figures of a later evaluation to a version that is there."""
+def _refresh(
+    store: Store, name: str, version: str, tags: dict[str, str], description: str, package: model.Package
+) -> None:
+    """Writes the figures and serving settings of a later evaluation to a version that is there."""
     with speaking(store.location):
         known = store.client.get_model_version(name, version)
         for key, value in tags.items():
@@ -146,6 +149,7 @@ def _refresh(store: Store, name: str, version: str, tags: dict[str, str], descri
                 store.client.set_model_version_tag(name, version, key, value)
         if known.description != description:
             store.client.update_model_version(name, version, description=description)
+        model.put_serving_settings(store, str(known.source).removeprefix("models:/"), package)
 
 
 def _ensure_registered(store: Store, name: str, root: Path) -> None:
