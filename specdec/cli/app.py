@@ -368,6 +368,75 @@ def certify(
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="An alias or version of this project's model, models:/NAME@ALIAS, or a drafter's folder.",
+            show_default="champion",
+        ),
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Behind `--`: further arguments of vLLM.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The base's folder.", show_default="the version's, or models/base")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences at once, for which the chain is chosen.")] = 1,
+    draft_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The chain to draft.", show_default="as measured, or predicted")
+    ] = None,
+    drafter: Annotated[bool, typer.Option("--drafter/--no-drafter", help="With it, or the base alone.")] = True,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the base's own")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt and answer together.", show_default="the base's own")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, and start nothing.")] = False,
+) -> None:
+    """Serves a drafter with its base through vLLM. The key for clients, if any, is in SPECDEC_SERVE_KEY."""
+    from specdec.cli.serve import Request, prepare
+    from specdec.cli.serve import serve as serve_in_vllm
+    from specdec.serving.deployment import shell_line
+
+    further = list(arguments or [])
+    if what is not None and what.startswith("-"):  # `specdec serve -- --enforce-eager`
+        further.insert(0, what)
+        what = None
+    request = Request(
+        what, base, concurrency, draft_tokens, drafter, host, port, dtype, max_model_len, tuple(further)
+    )
+    try:
+        launch = prepare(request, _tell)
+        if dry_run:
+            print(shell_line(launch))
+            if "VLLM_API_KEY" in launch.environment:
+                _tell("the command takes the key from VLLM_API_KEY, which is not shown")
+        else:
+            serve_in_vllm(request, launch, _tell)
+    except KeyboardInterrupt:
+        print("\nspecdec: stopped", file=sys.stderr)  # behind ^C, or half a line of vLLM
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has: engines, versions, GPUs, tools. Exit code 1 where params.yaml needs more."""
+    from rich.console import Console
+
+    from specdec.cli.doctor import examine, show
+
+    found = examine()
+    show(found, Console(soft_wrap=True))
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """The entry point of the `specdec` command."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported, later

@@ -11,6 +11,8 @@ from pydantic import SecretStr
 
 from specdec.errors import ConfigError
 
+SERVE_KEY = "SPECDEC_SERVE_KEY"
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -45,6 +47,14 @@ class Environment:
             port=_positive("SPECDEC_PORT"),
             processes=_positive("SPECDEC_PROCESSES"),
         )
+
+
+def serve_key() -> SecretStr | None:
+    """What `specdec serve` asks of its clients: `SPECDEC_SERVE_KEY`, else vLLM's own `VLLM_API_KEY`; None: nothing.
+
+    Raises ConfigError.
+    """
+    return _key(SERVE_KEY) or _key("VLLM_API_KEY")
 
 
 def parse_urls(text: str, where: str) -> tuple[str, ...]:

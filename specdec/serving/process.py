@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from specdec.errors import ServerEnded
 
@@ -52,20 +53,36 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():  # the log of the run before may say why there is a run after it
         log.replace(log.with_name(f"{log.name}.old"))
-    guarded = [sys.executable, "-I", str(GUARD), str(grace), *command]
     with log.open("wb") as output:
-        guard = subprocess.Popen(
-            guarded,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,
-        )
+        guard = _guarded(command, environment, grace, output)
     try:
         yield ServerProcess(guard, log)
     finally:
         _stop(guard, grace)
+
+
+def run_in_front(command: Sequence[str], environment: Mapping[str, str], grace: float = GRACE_SECONDS) -> int:
+    """Runs `command` to its end, what it says going where ours goes; returns its exit code. Whatever ends the wait,
+    as Ctrl-C does, ends the command too: nothing of it is left."""
+    guard = _guarded(command, environment, grace, None)
+    try:
+        return guard.wait()
+    finally:
+        _stop(guard, grace)
+
+
+def _guarded(
+    command: Sequence[str], environment: Mapping[str, str], grace: float, output: IO[bytes] | None
+) -> "subprocess.Popen[bytes]":
+    """output: for both of its streams; None leaves them ours."""
+    return subprocess.Popen(
+        [sys.executable, "-I", str(GUARD), str(grace), *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,
+    )
 
 
 def _stop(guard: "subprocess.Popen[bytes]", grace: float) -> None:
