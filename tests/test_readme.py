@@ -42,6 +42,7 @@ def test_commands_and_their_options_exist(page: str) -> None:
     lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("specdec ")]
     assert lines
     for _, *words in lines:
+        words = words[: words.index("--")] if "--" in words else words  # behind it: an engine's own
         command = get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
