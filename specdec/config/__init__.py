@@ -4,6 +4,7 @@ from specdec.config.environment import Environment, parse_urls
 from specdec.config.files import load_params, profile_names, use_profile, validated
 from specdec.config.schema import (
     METHOD_SECTIONS,
+    Benchmark,
     CloneData,
     DimensionSettings,
     DrafterSettings,
@@ -28,6 +29,7 @@ from specdec.config.schema import (
 
 __all__ = [
     "METHOD_SECTIONS",
+    "Benchmark",
     "CloneData",
     "DimensionSettings",
     "DrafterSettings",

@@ -21,6 +21,7 @@ OURS = {  # arguments of an engine with which we would not find the server, or n
     "--host": "a server that the stage starts listens on this machine alone",
     "--port": "a server that the stage starts takes SPECDEC_PORT, or any free port",
     "--model": "the server serves the base of `fetch_base`",
+    "--speculative-config": "the drafter is that of the stage",
 }
 DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _TREE = re.compile(r"[1-9]\d*,[1-9]\d*,[1-9]\d*")
@@ -165,6 +166,19 @@ class Sampling(Section):
         return sum(part.share for part in self.temperatures if part.temperature == 0)
 
 
+def no_key(arguments: list[str]) -> list[str]:
+    if any(a.split("=")[0].replace("_", "-") in ("--api-key", "--hf-token") for a in arguments):
+        raise PydanticCustomError("secret", "a key here ends up in dvc.lock: the server gets one by itself")
+    return arguments
+
+
+def what_we_set(arguments: list[str]) -> list[str]:
+    for argument in arguments:
+        if (name := argument.split("=")[0]) in OURS:
+            raise ValueError(f"{name} cannot stand here: {OURS[name]}")
+    return arguments
+
+
 class Synthesize(Section):
     """The base answers the prompts, served by an engine over HTTP."""
 
@@ -184,20 +198,8 @@ class Synthesize(Section):
             )
         return self
 
-    @field_validator("engine_args")
-    @classmethod
-    def _no_key(cls, arguments: list[str]) -> list[str]:
-        if any(a.split("=")[0].replace("_", "-") in ("--api-key", "--hf-token") for a in arguments):
-            raise PydanticCustomError("secret", "a key here ends up in dvc.lock: the server gets one by itself")
-        return arguments
-
-    @field_validator("engine_args")
-    @classmethod
-    def _what_we_set(cls, arguments: list[str]) -> list[str]:
-        for argument in arguments:
-            if (name := argument.split("=")[0]) in OURS:
-                raise ValueError(f"{name} cannot stand here: {OURS[name]}")
-        return arguments
+    _no_key = field_validator("engine_args")(no_key)
+    _what_we_set = field_validator("engine_args")(what_we_set)
 
 
 class TrainingSettings(Section):
@@ -381,6 +383,38 @@ class Evaluate(Section):
         return trees
 
 
+class Benchmark(Section):
+    """The drafter inside a real vLLM, beside the base without one."""
+
+    engine: Literal["auto", "vllm", "none"] = Field(description="auto: where vLLM is installed; none: never")
+    engine_args: list[str] = Field(description="further command line arguments of vLLM")
+    dtype: DType = Field(description="of base and drafter there, and of our own decoding beside it")
+    max_model_len: Positive
+    prompts: Positive | None = Field(description="of the held-out ones; null: all of them")
+    max_new_tokens: Positive
+    concurrencies: list[Positive] = Field(min_length=1, description="requests in flight at once")
+    draft_lengths: list[Positive] = Field(description="chains beside the drafter's own draft_tokens")
+    repeats: Positive = Field(description="timed passes over the prompts, with and without the drafter in turns")
+
+    _no_key = field_validator("engine_args")(no_key)
+    _what_we_set = field_validator("engine_args")(what_we_set)
+
+    @field_validator("concurrencies", "draft_lengths")
+    @classmethod
+    def _each_once(cls, values: list[int]) -> list[int]:
+        if len(set(values)) < len(values):
+            raise ValueError("a number stands twice")
+        return values
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        if self.max_new_tokens >= self.max_model_len:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens}: it must be below max_model_len, with the prompt"
+            )
+        return self
+
+
 class Register(Section):
     """The registry and its gates: a version that misses one is registered, and not promoted."""
 
@@ -388,6 +422,8 @@ class Register(Section):
     bundle_base: bool = Field(description="put the base's files into the registered model")
     min_acceptance_length: float = Field(ge=1, description="lower end of the interval must reach it")
     min_speedup: float = Field(ge=0, description="lower end of the interval must reach it")
+    max_engine_difference: float = Field(ge=0, description="of acceptance lengths, vLLM's from our own decoding's")
+    require_engine: bool = Field(description="what no vLLM has loaded is not promoted")
 
 
 class Params(Section):
@@ -399,6 +435,7 @@ class Params(Section):
     synthesize: Synthesize
     drafters: dict[str, DrafterSettings] = Field(min_length=1)
     evaluate: Evaluate
+    benchmark: Benchmark
     register_: Register = Field(alias="register")
 
     @model_validator(mode="after")

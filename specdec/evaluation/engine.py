@@ -10,6 +10,7 @@ each prompt, over which the interval is made. Wall-clock tokens/s of both server
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from specdec.evaluation.measure import first_difference
 from specdec.evaluation.statistics import Interval
 from specdec.evaluation.summary import Bootstrap, conditional_rates
 from specdec.serving.counters import Counters
-from specdec.serving.launch import START_SECONDS
+from specdec.serving.launch import SAY_SECONDS, START_SECONDS
 from specdec.serving.vllm import RunningVllm, Serving, running_vllm
 from specdec.targets import Target
 
@@ -61,12 +62,12 @@ class Predicted:
 
 @dataclass
 class Load:
-    """One prompt after the other at one concurrency: plain[N], drafted[N] answers of every pass; counted: of each
-    chunk of the drafter's server; the seconds and tokens of whole chunks."""
+    """The prompts at one concurrency: plain[N], drafted[N] answers of every pass; counted: by chunk of prompts, over
+    all passes, what the drafter's server counted; the seconds and tokens of whole chunks."""
 
     plain: list[list[Answer]]
     drafted: list[list[Answer]]
-    counted: list[Counters] = field(default_factory=list)
+    counted: dict[int, Counters] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"plain": 0.0, "drafter": 0.0})
     tokens: dict[str, int] = field(default_factory=lambda: {"plain": 0, "drafter": 0})
 
@@ -89,8 +90,7 @@ def benchmark(
     found: dict[str, Any] = {}
     predictions = {}
     for length in plan.draft_lengths:
-        say(f"decoding {len(prompts)} prompts ourselves, in chains of {length}")
-        predictions[length] = predict(base[0], drafter[0], prompts, length, plan.max_new_tokens)
+        predictions[length] = predict(base[0], drafter[0], prompts, length, plan.max_new_tokens, say)
     plain = Serving(base[1].resolve(), plan.dtype, plan.max_model_len, plan.arguments)
     with running_vllm(plain, logs / "plain.log", say, plan.start_seconds) as without:
         for length in plan.draft_lengths:
@@ -108,10 +108,14 @@ def speculative_config(method: str, folder: Path, length: int) -> dict[str, Any]
 
 
 def predict(
-    target: Target, drafter: Drafter, prompts: list[list[int]], length: int, max_new_tokens: int
+    target: Target, drafter: Drafter, prompts: list[list[int]], length: int, max_new_tokens: int, say: Say
 ) -> Predicted:
-    found = Predicted([], [], [])
-    for prompt in prompts:
+    say(f"decoding {len(prompts)} prompts ourselves, in chains of {length}")
+    found, told = Predicted([], [], []), time.monotonic()
+    for number, prompt in enumerate(prompts):
+        if time.monotonic() - told > SAY_SECONDS:
+            told = time.monotonic()
+            say(f"{number} of {len(prompts)} prompts decoded")
         taken = list(steps(target, _Chain(drafter, length), prompt, max_new_tokens))
         found.accepted.append(sum(step.accepted for step in taken[1:]))  # the first step reads the prompt
         found.steps.append(len(taken) - 1)
@@ -159,17 +163,17 @@ async def _load(
             order = [("plain", plain), ("drafter", drafted)]
             for name, client in order if (number + turn) % 2 else reversed(order):
                 batch = await client.run([prompts[i] for i in places], concurrency)
-                _keep(load, name, batch)
+                _keep(load, name, turn, batch)
                 for i, answer in zip(places, batch.answers, strict=True):
                     kept[name][i].append(answer)
     return load
 
 
-def _keep(load: Load, name: str, batch: Batch) -> None:
+def _keep(load: Load, name: str, chunk: int, batch: Batch) -> None:
     load.seconds[name] += batch.seconds
     load.tokens[name] += sum(len(answer.token_ids) for answer in batch.answers)
     if name == "drafter":
-        load.counted.append(batch.counted)
+        load.counted[chunk] = load.counted.get(chunk, Counters()) + batch.counted
 
 
 def _chunks(count: int, size: int) -> Iterator[range]:
@@ -182,7 +186,7 @@ def _chunks(count: int, size: int) -> Iterator[range]:
 
 def _figures(loads: dict[int, Load], predicted: Predicted, length: int, plan: EnginePlan) -> dict[str, Any]:
     least = loads[min(loads)]
-    counted = sum(least.counted, Counters())
+    counted = sum(least.counted.values(), Counters())
     served = _acceptance(least, plan.bootstrap)
     expected = plan.bootstrap.ratio(list(map(float, predicted.accepted)), list(map(float, predicted.steps))).plus(1)
     rates = (counted.position_rates + [0.0] * length)[:length]
@@ -199,8 +203,8 @@ def _figures(loads: dict[int, Load], predicted: Predicted, length: int, plan: En
 
 
 def _acceptance(load: Load, bootstrap: Bootstrap) -> Interval:
-    """Over chunks: with one request in flight each is a prompt."""
-    accepted, drafts = ([float(getattr(c, name)) for c in load.counted] for name in ("accepted", "drafts"))
+    """Over chunks: with one request in flight each is a prompt. Passes are no prompts of their own."""
+    accepted, drafts = ([float(getattr(c, name)) for c in load.counted.values()] for name in ("accepted", "drafts"))
     return bootstrap.ratio(accepted, drafts).plus(1)
 
 

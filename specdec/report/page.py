@@ -13,7 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specdec.io import write_json, write_jsonl, write_text
 from specdec.report.content import Report
-from specdec.report.plots import plot_categories, plot_curves, plot_forecast, plot_lengths, plot_positions, plot_ways
+from specdec.report.plots import (
+    plot_categories,
+    plot_curves,
+    plot_forecast,
+    plot_lengths,
+    plot_loads,
+    plot_positions,
+    plot_ways,
+)
 
 if TYPE_CHECKING:  # it brings torch, which no page needs
     from specdec.evaluation import Evaluation
@@ -75,6 +83,15 @@ def write_comparison(rows: list[dict[str, Any]], champion: dict[str, Any], confi
     image = _data_uri((folder / "comparison.png").read_bytes())
     values = {"rows": rows, "champion": champion, "confidence": confidence, "image": image}
     write_text(folder / "report.html", _render("comparison.html", **values))
+
+
+def write_engine(name: str, figures: dict[str, Any], confidence: float, folder: Path) -> None:
+    """Writes the page of a drafter inside vLLM. figures: `metrics/engine/D.json`."""
+    plot_loads(figures, folder / "loads.png")
+    image = _data_uri((folder / "loads.png").read_bytes())
+    write_text(
+        folder / "report.html", _render("engine.html", name=name, figures=figures, confidence=confidence, image=image)
+    )
 
 
 def interval(figure: dict[str, float | None]) -> str:

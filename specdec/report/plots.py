@@ -102,6 +102,31 @@ def plot_forecast(forecast: dict[str, Any], out: Path) -> None:
         axes.legend(fontsize=8)
 
 
+def plot_loads(figures: dict[str, Any], out: Path) -> None:
+    """Speedup in vLLM against the requests in flight, a line for each draft length, with the intervals."""
+    with _figure(out, width=9.4, height=3.0) as axes:
+        axes.axhline(1, color=INK, linewidth=1, linestyle=":")
+        colors = (ACCENT, SECOND, INK)
+        for number, (length, found) in enumerate(figures["draft_lengths"].items()):
+            loads = [(int(requests), load["speedup"]) for requests, load in found["loads"].items()]
+            color, shift = colors[number % len(colors)], 1 + 0.03 * number  # lines side by side, for their intervals
+            places = [requests * shift for requests, _ in loads]
+            axes.plot(
+                places, [s["value"] for _, s in loads], "o-", color=color, markersize=5, label=f"chain of {length}"
+            )
+            for place, (_, speedup) in zip(places, loads, strict=True):
+                if speedup["low"] is not None:
+                    axes.plot(
+                        [place, place], [speedup["low"], speedup["high"]], color=color, linewidth=2.2, alpha=0.5
+                    )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([requests for requests, _ in loads], [f"{requests}" for requests, _ in loads])
+        axes.minorticks_off()
+        axes.set_xlabel("requests in flight")
+        axes.set_ylabel("times vLLM without a drafter")
+        axes.legend(fontsize=8)
+
+
 def plot_curves(curves: dict[str, Curve], out: Path) -> None:
     """Training loss (left axis) and validation acceptance length (right axis) against the step."""
     loss, accepted = curves.get("loss", []), curves.get("validation/acceptance_length", [])

@@ -26,6 +26,7 @@ def version_tags(
         "specdec.warm_start": _text(provenance.get("warm_start")),
         "specdec.lossless": str(figures.lossless).lower(),
         "specdec.certificate": "passed" if figures.certificate else "not passed",
+        "specdec.engine": figures.engine.told,
         "specdec.conditions": figures.conditions,
         "specdec.checkpoint": "artifacts/drafter",
     }
@@ -50,6 +51,7 @@ Method `{tags["specdec.method"]}`. Measured on held-out prompts, with confidence
 | speedup over plain decoding | {figures.speedup} |
 | greedy output | {lossless} |
 | losslessness certificate | {"passed" if figures.certificate else "NOT PASSED"} |
+| in the engine | {figures.engine.told} |
 
 Load it: `mlflow.pyfunc.load_model("models:/{model}@champion").predict(["..."])`.
 Serve it: `artifacts/drafter` is the checkpoint that vLLM loads.

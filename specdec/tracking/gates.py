@@ -28,12 +28,36 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class InEngine:
+    """A drafter in vLLM. difference: of its acceptance length there from that of our own decoding, as a share;
+    None where no vLLM was asked, and `told` says why."""
+
+    difference: float | None
+    told: str
+
+    @classmethod
+    def parse(cls, metrics: Mapping[str, Any], where: str) -> "InEngine":
+        """From `metrics/engine/D.json`. Raises DataError naming `where` when a figure is missing."""
+        if "skipped" in metrics:
+            return cls(None, f"not tried in vLLM: {metrics['skipped']}")
+        try:
+            own = metrics["draft_lengths"][str(metrics["draft_tokens"])]
+            length, difference = Interval.parse(own["acceptance_length"]), float(own["difference"])
+            speeds = [f"{load['speedup']['value']:.2f} at {requests}" for requests, load in own["loads"].items()]
+            engine = f"vLLM {metrics['engine']} ({metrics['device']})"
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where} lacks a figure ({error}): run the benchmark again") from None
+        told = f"acceptance length {length}, {difference:+.1%} beside our own decoding"
+        return cls(difference, f"{engine}: {told}; speedup {', '.join(speeds)} requests at once")
+
+
+@dataclass(frozen=True)
 class Figures:
     """What the evaluation measured. acceptance_length: tokens a step. speedup: times plain decoding. certificate:
     of losslessness, passed.
 
     conditions: hash of the test prompts, the base and the settings of the evaluation; only figures with the
-    same one can be compared.
+    same one can be compared. engine: what a real vLLM made of it, or why none was asked.
     """
 
     acceptance_length: Interval
@@ -41,9 +65,10 @@ class Figures:
     lossless: bool
     certificate: bool
     conditions: str
+    engine: InEngine
 
     @classmethod
-    def parse(cls, metrics: Mapping[str, Any], conditions: str, where: str) -> "Figures":
+    def parse(cls, metrics: Mapping[str, Any], engine: InEngine, conditions: str, where: str) -> "Figures":
         """From `metrics/evaluate/D.json`. Raises DataError naming `where` when a figure is missing."""
         try:
             return cls(
@@ -52,6 +77,7 @@ class Figures:
                 bool(metrics["lossless"]),
                 bool(metrics["certificate"]),
                 conditions,
+                engine,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where} lacks a figure ({error}): run the evaluation again") from None
@@ -101,7 +127,12 @@ class Decision:
 
     def record(self) -> dict[str, Any]:
         """For registry.json."""
-        return {"promoted": self.promoted, "gates": [asdict(g) for g in self.gates], "reason": self.reason}
+        return {
+            "promoted": self.promoted,
+            "gates": [asdict(g) for g in self.gates],
+            "reason": self.reason,
+            "engine": self.candidate.figures.engine.told,
+        }
 
 
 def decide(candidates: list[Candidate], settings: Register, champion: Champion | None) -> list[Decision]:
@@ -125,12 +156,21 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
         Gate("certificate", figures.certificate, True, figures.certificate),
         _floor("acceptance_length", figures.acceptance_length.low, settings.min_acceptance_length),
         _floor("speedup", figures.speedup.low, settings.min_speedup),
+        *_in_engine(figures.engine, settings),
     ]
     rival = _rival(candidate, champion)
     if rival is not None:
         value = figures.speedup.value
         gates.append(Gate("better_than_champion", value, rival, value > rival))
     return gates
+
+
+def _in_engine(engine: InEngine, settings: Register) -> list[Gate]:
+    """Served as predicted: a drafter that a server reads in another way is hardly accepted there."""
+    if engine.difference is None:
+        return [Gate("tried_in_engine", False, True, False)] if settings.require_engine else []
+    apart, most = abs(engine.difference), settings.max_engine_difference
+    return [Gate("engine_difference", apart, most, apart <= most)]
 
 
 def _floor(gate: str, low: float | None, needed: float) -> Gate:

@@ -17,7 +17,7 @@ from specdec.errors import DataError, ModelError, TrackingError
 from specdec.io import sha256_file, sha256_json
 from specdec.tracking import card, model
 from specdec.tracking.executions import drafter_run
-from specdec.tracking.gates import Candidate, Champion, Decision, Figures, decide
+from specdec.tracking.gates import Candidate, Champion, Decision, Figures, InEngine, decide
 from specdec.tracking.lineage import lineage, read_json
 from specdec.tracking.promotion import CHAMPION, aliases_of, challenge, promote
 from specdec.tracking.runs import DrafterRun
@@ -75,7 +75,9 @@ def _version(
         raise ModelError(f"{drafter} is none that vLLM can serve, and is not registered: {'; '.join(wrong)}")
     measured = root / "metrics" / "evaluate" / f"{drafter}.json"
     metrics = read_json(measured)
-    figures = Figures.parse(metrics, _conditions(params, package, root), str(measured))
+    in_engine = root / "metrics" / "engine" / f"{drafter}.json"
+    engine = InEngine.parse(read_json(in_engine), str(in_engine))
+    figures = Figures.parse(metrics, engine, _conditions(params, package, root), str(measured))
     tags = card.version_tags(drafter, read_json(package.checkpoint / "specdec.json"), figures, lineage(root))
     tags |= {model.CONTENT: content, model.IDENTITY: package.identity}
     trained = read_json(root / "metrics" / "train" / f"{drafter}.json").get("mlflow_run")

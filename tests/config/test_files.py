@@ -42,7 +42,7 @@ def test_the_committed_settings_are_valid() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("clone_dataa", {}, "clone_dataa: unknown key; allowed here: clone_data, "),
+        ("clone_dataa", {}, "clone_dataa: unknown key; allowed here: benchmark, clone_data, "),
         (
             "synthesize.sampling.temprature",
             1.0,
@@ -95,6 +95,15 @@ def test_the_committed_settings_are_valid() -> None:
         ("synthesize.engine_args", ["--port=80"], "starts takes SPECDEC_PORT, or any free port"),
         ("synthesize.engine_args", ["--host", "::"], "synthesize.engine_args: --host cannot stand here: "),
         ("synthesize.engine_args", ["--model", "x"], "--model cannot stand here: the server serves the base of"),
+        ("benchmark.engine_args", ["--port=80"], "benchmark.engine_args: --port cannot stand here"),
+        ("benchmark.engine_args", ["--speculative-config", "{}"], "the drafter is that of the stage"),
+        ("benchmark.engine_args", ["--api-key=secret"], "benchmark.engine_args: a key here ends up"),
+        ("benchmark.concurrencies", [], "benchmark.concurrencies: "),
+        ("benchmark.concurrencies", [4, 1, 4], "benchmark.concurrencies: a number stands twice"),
+        ("benchmark.draft_lengths", [0], "benchmark.draft_lengths.0: "),
+        ("benchmark.max_new_tokens", 512, "benchmark: max_new_tokens is 512: it must be below max_model_len"),
+        ("benchmark.engine", "sglang", "benchmark.engine: "),
+        ("register.max_engine_difference", -0.1, "register.max_engine_difference: "),
         ("drafters.medusa.training.epochs", float("inf"), "drafters.medusa.training.epochs: "),
         ("prepare_prompts.validation_share", 0.0, "prepare_prompts.validation_share: "),
         ("evaluate.confidence", True, "evaluate.confidence: "),

@@ -53,8 +53,26 @@ SMALL: dict[str, Any] = {
         "confidence": 0.9,
         "seed": 0,
     },
+    "benchmark": {
+        "engine": "none",
+        "engine_args": [],
+        "dtype": "float32",
+        "max_model_len": 256,
+        "prompts": 6,
+        "max_new_tokens": 12,
+        "concurrencies": [1, 2],
+        "draft_lengths": [],
+        "repeats": 1,
+    },
     # Random weights promise no speedup: what is tested is the path.
-    "register": {"model_name": None, "bundle_base": True, "min_acceptance_length": 1.0, "min_speedup": 0.0},
+    "register": {
+        "model_name": None,
+        "bundle_base": True,
+        "min_acceptance_length": 1.0,
+        "min_speedup": 0.0,
+        "max_engine_difference": 0.03,
+        "require_engine": False,
+    },
 }
 
 

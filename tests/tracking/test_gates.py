@@ -8,9 +8,18 @@ from hypothesis import strategies as st
 
 from specdec.config import Register
 from specdec.errors import DataError
-from specdec.tracking.gates import Candidate, Champion, Figures, Interval, check, decide
+from specdec.tracking.gates import Candidate, Champion, Figures, InEngine, Interval, check, decide
 
-EASY = Register(model_name=None, bundle_base=False, min_acceptance_length=1.2, min_speedup=1.0)
+EASY = Register(
+    model_name=None,
+    bundle_base=False,
+    min_acceptance_length=1.2,
+    min_speedup=1.0,
+    max_engine_difference=0.03,
+    require_engine=False,
+)
+STRICT = EASY.model_copy(update={"require_engine": True})
+SKIPPED = InEngine(None, "not tried in vLLM: there is none")
 
 
 def around(value: float) -> Interval:
@@ -26,12 +35,13 @@ def candidate(
     certificate: bool = True,
     conditions: str = "same",
     identity: str | None = None,
+    engine: InEngine = SKIPPED,
 ) -> Candidate:
     return Candidate(
         drafter,
         version,
         identity or f"bytes of {version}",
-        Figures(around(length), around(speedup), lossless, certificate, conditions),
+        Figures(around(length), around(speedup), lossless, certificate, conditions, engine),
     )
 
 
@@ -118,4 +128,45 @@ def test_at_most_one_is_promoted_and_only_if_it_passes(figures: list[tuple[float
 )
 def test_figures_that_are_missing_are_named(metrics: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"here\.json lacks a figure"):
-        Figures.parse(metrics, "", "here.json")
+        Figures.parse(metrics, SKIPPED, "", "here.json")
+
+
+@pytest.mark.parametrize(
+    ("difference", "promoted"), [(0.0, True), (0.03, True), (-0.03, True), (0.031, False), (-0.031, False)]
+)
+def test_served_as_predicted_to_either_side(difference: float, promoted: bool) -> None:
+    """A drafter that a server accepts less than we do is read in another way there; one more is measured wrong."""
+    for settings in (EASY, STRICT):
+        (decision,) = decide([candidate(engine=InEngine(difference, "vLLM"))], settings, None)
+        assert decision.promoted is promoted
+        assert ("engine_difference 0.031 (missed 0.030)" in decision.reason) is not promoted
+
+
+def test_what_no_engine_has_loaded_is_promoted_only_where_none_is_required() -> None:
+    assert decide([candidate()], EASY, None)[0].promoted
+    (decision,) = decide([candidate()], STRICT, None)
+    assert "tried_in_engine false (missed true)" in decision.reason
+    assert decision.record()["engine"] == SKIPPED.told
+
+
+def engine_metrics(**changes: Any) -> dict[str, Any]:
+    own = {
+        "acceptance_length": {"value": 1.9, "low": 1.8, "high": 2.0},
+        "difference": -0.012,
+        "loads": {"1": {"speedup": {"value": 1.2}}, "4": {"speedup": {"value": 1.1}}},
+    }
+    more = {"draft_lengths": {"3": own, "5": own}, "draft_tokens": 3}
+    return {"engine": "0.32.0", "device": "cpu", **more, **changes}
+
+
+def test_what_the_engine_made_of_it_is_told() -> None:
+    found = InEngine.parse(engine_metrics(), "engine.json")
+    assert found.difference == -0.012
+    assert found.told == (
+        "vLLM 0.32.0 (cpu): acceptance length 1.900 [1.800, 2.000], -1.2% beside our own decoding; "
+        "speedup 1.20 at 1, 1.10 at 4 requests at once"
+    )
+    assert InEngine.parse({"skipped": "there is none"}, "engine.json") == SKIPPED
+    for broken in ({}, engine_metrics(draft_tokens=4), engine_metrics(draft_lengths={"3": {}})):
+        with pytest.raises(DataError, match=r"engine\.json lacks a figure .* run the benchmark again"):
+            InEngine.parse(broken, "engine.json")
