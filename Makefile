@@ -11,6 +11,8 @@ VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 VLLM_STAMP := $(VLLM)/.installed
 
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -29,10 +31,10 @@ endif
 	@$(BIN)/python -m flows.pipeline
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-soak: $(STAMP)
-	@$(BIN)/python -m pytest -m soak
+	@$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE)
 
 test-gpu: $(STAMP)
 	@$(BIN)/python -m pytest -m gpu

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdec.data.conversations import Conversation, Message
-from specdec.errors import ModelError
+from specdec.errors import DataError, ModelError, SpecdecError
 
 SPLITS = ("train", "validation", "test")
 
@@ -53,8 +53,20 @@ def user_turns(messages: list[Message]) -> list[str]:
 
 
 def prompt_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
-    """The chat template's token ids for a conversation that the assistant is to continue."""
-    return batch_prompt_ids(tokenizer, [messages])[0]
+    """The chat template's token ids for a conversation that the assistant is to continue.
+
+    Raises DataError where the template refuses it.
+    """
+    try:
+        return batch_prompt_ids(tokenizer, [messages])[0]
+    except SpecdecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a chat template is a program: it raises what it likes
+        roles = ", ".join(m["role"] for m in messages)
+        raise DataError(
+            f"the base's chat template refuses a conversation ({roles}) that begins {messages[0]['content'][:60]!r}: "
+            f"{' '.join(str(error).split())}: leave it out, or the turns that the template does not take"
+        ) from None
 
 
 def batch_prompt_ids(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int]]:

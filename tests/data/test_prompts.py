@@ -1,14 +1,18 @@
 """Prompts: what is kept, and that a row's split depends on nothing but the row."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.data.conversations import Conversation
 from specdec.data.prompts import Prompt, make_prompt, prompt_ids, split_of
+from specdec.errors import DataError, ModelError
 from specdec.targets import Target
+from tests.tiny import write_tokenizer
 
 
 def talk(*turns: str, system: str | None = None) -> Conversation:
@@ -44,6 +48,19 @@ def test_shares_are_met() -> None:
     counts = Counter(split_of(make_prompt(talk(str(i)), 1), 0.1, 0.2) for i in range(4000))
     assert 0.08 < counts["validation"] / 4000 < 0.12
     assert 0.17 < counts["test"] / 4000 < 0.23
+
+
+def test_a_conversation_that_the_template_refuses_is_one_line(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no\\nsystem') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    user = {"role": "user", "content": "What is a list?"}
+    assert prompt_ids(tokenizer, [user])
+    with pytest.raises(DataError, match=r"\(system, user\) that begins 'Be brief\.': no system: leave it out"):
+        prompt_ids(tokenizer, [{"role": "system", "content": "Be brief."}, user])
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="has no chat template"):
+        prompt_ids(tokenizer, [user])
 
 
 def test_prompt_ids_are_the_templates(target: Target) -> None:
