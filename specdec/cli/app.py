@@ -422,6 +422,42 @@ def serve(
 
 
 @app.command()
+def versions() -> None:
+    """The versions of this project's registered model, newest first: aliases, figures, gates."""
+    from rich.console import Console
+
+    from specdec.cli.release import table_of
+    from specdec.tracking.release import list_versions
+    from specdec.tracking.store import project_root
+
+    name, found = list_versions(project_root())
+    Console(width=None if sys.stdout.isatty() else 160).print(table_of(name, found))
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(min=1, help="As `specdec versions` counts them.")],
+    force: Annotated[bool, typer.Option("--force", help="In spite of a missed gate, or another base.")] = False,
+) -> None:
+    """Makes a version the champion; the one before it stays as `previous`."""
+    from specdec.tracking.release import promote_by_hand
+    from specdec.tracking.store import project_root
+
+    promote_by_hand(project_root(), str(version), force, print)
+
+
+@app.command()
+def rollback(
+    force: Annotated[bool, typer.Option("--force", help="In spite of another base.")] = False,
+) -> None:
+    """Makes `previous` the champion again."""
+    from specdec.tracking.release import rollback as go_back
+    from specdec.tracking.store import project_root
+
+    go_back(project_root(), force, print)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has: engines, versions, GPUs, tools. Exit code 1 where params.yaml needs more."""
     from rich.console import Console

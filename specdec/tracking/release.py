@@ -1,0 +1,172 @@
+"""What a person does with the registry: sees the versions, makes one the champion, takes it back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from specdec.errors import TrackingError
+from specdec.tracking.fetch_version import version_address
+from specdec.tracking.lineage import read_json
+from specdec.tracking.model import CHECKPOINT
+from specdec.tracking.promotion import CHAMPION, PREVIOUS, aliases_of, promote
+from specdec.tracking.store import Store, connect, locate, speaking
+
+_GATE = "specdec.gate."
+_BY_HAND = "specdec.promoted_by_hand"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version as text. aliases: `champion`, `previous`, `challenger`. missed: gates, with their figures."""
+
+    number: str
+    drafter: str
+    aliases: list[str]
+    acceptance_length: str
+    speedup: str
+    missed: list[str]
+    made: str
+
+
+def list_versions(root: Path) -> tuple[str, list[Version]]:
+    """(the registered model, its versions, newest first). Raises TrackingError where there is no registry yet."""
+    store, name = _open(root)
+    names: dict[str, list[str]] = {}
+    for alias, number in sorted(aliases_of(store, name).items()):
+        names.setdefault(number, []).append(alias)
+    with speaking(store.location):
+        found = store.client.search_model_versions(f"name = '{name}'")
+    return name, [_version(v, names) for v in sorted(found, key=lambda v: -int(v.version))]
+
+
+def promote_by_hand(root: Path, number: str, force: bool, say: Say) -> None:
+    """Makes a version the champion. Raises TrackingError where it does not exist, lacks its checkpoint, is of
+    another base than the project's, or has missed a gate; force: in spite of base and gates."""
+    store, name = _open(root)
+    with _alone(root):
+        version = _get(store, name, number)
+        champion = aliases_of(store, name).get(CHAMPION)
+        if champion == number:
+            say(f"version {number} of {name} is the champion already")
+            return
+        _check(store, name, version, root, force)
+        _move(store, name, number, champion)
+    say(f"version {number} of {name} is the champion now; {_before(champion)}")
+
+
+def rollback(root: Path, force: bool, say: Say) -> None:
+    """Makes `previous` the champion again, and the champion `previous`. Raises TrackingError as `promote_by_hand`
+    does, but for gates: it was a champion."""
+    store, name = _open(root)
+    with _alone(root):
+        aliases = aliases_of(store, name)
+        champion, number = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if number is None or number == champion:
+            raise TrackingError(f"{name} has no version before its champion: there is nothing to go back to")
+        _check(store, name, _get(store, name, number), root, force, gates=False)
+        _move(store, name, number, champion)
+    say(f"version {number} of {name} is the champion again; {_before(champion)}")
+
+
+def _open(root: Path) -> tuple[Store, str]:
+    location = locate(root)
+    if location.database is not None and not location.database.exists():  # `connect` would make it
+        raise TrackingError(
+            f"there is no registry yet ({location.shown}): run the pipeline, or set MLFLOW_TRACKING_URI"
+        )
+    name = version_address("0", root).removeprefix("models:/").rpartition("/")[0]
+    store = connect(root)
+    with speaking(store.location):
+        known = [m.name for m in store.client.search_registered_models()]
+    if name not in known:
+        raise TrackingError(f"{store.location.shown} has no model {name}: run the pipeline, which registers it")
+    return store, name
+
+
+def _alone(root: Path) -> FileLock:
+    """The lock of registration: of two that promote at once the second sees what the first has done."""
+    (root / ".specdec").mkdir(exist_ok=True)
+    return FileLock(root / ".specdec" / "register.lock")
+
+
+def _get(store: Store, name: str, number: str) -> Any:
+    with speaking(store.location):
+        found = {str(v.version): v for v in store.client.search_model_versions(f"name = '{name}'")}
+    if number not in found:
+        there = ", ".join(sorted(found, key=int)) or "none"
+        raise TrackingError(f"{name} has no version {number}: it has {there}")
+    return found[number]
+
+
+def _check(store: Store, name: str, version: Any, root: Path, force: bool, gates: bool = True) -> None:
+    called = f"version {version.version} of {name}"
+    if not _has_checkpoint(store, version):
+        raise TrackingError(f"{called} lacks its checkpoint in {store.location.shown}: register the drafter again")
+    if force:
+        return
+    base = read_json(root / "models" / "base" / "specdec.json").get("identity") or {}
+    trained_on = version.tags.get("specdec.base.weights")
+    if base.get("weights") and trained_on and trained_on != base["weights"]:
+        raise TrackingError(
+            f"{called} was trained on another base (weights {trained_on[:12]}, models/base has "
+            f"{base['weights'][:12]}): train a drafter for this one, or give --force"
+        )
+    missed = _missed(version)
+    if gates and missed:
+        raise TrackingError(f"{called} misses a gate: {'; '.join(missed)}: give --force to promote it all the same")
+
+
+def _has_checkpoint(store: Store, version: Any) -> bool:
+    model_id = str(version.source).removeprefix("models:/")
+    with speaking(store.location):
+        found = {
+            str(f.path): f.file_size for f in store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
+        }
+    return all(found.get(f"artifacts/drafter/{name}") for name in CHECKPOINT)
+
+
+def _move(store: Store, name: str, number: str, champion: str | None) -> None:
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    with speaking(store.location):
+        store.client.set_model_version_tag(name, number, _BY_HAND, f"{at}, {_before(champion)}")
+    promote(store, name, number)
+
+
+def _before(champion: str | None) -> str:
+    return f"before it was version {champion}" if champion else "there was none before"
+
+
+def _version(version: Any, names: dict[str, list[str]]) -> Version:
+    tags = version.tags
+    made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return Version(
+        str(version.version),
+        tags.get("specdec.drafter", "?"),
+        names.get(str(version.version), []),
+        _interval(tags, "acceptance_length"),
+        _interval(tags, "speedup"),
+        _missed(version),
+        made.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _missed(version: Any) -> list[str]:
+    return [
+        v.removeprefix("missed: ")
+        for k, v in sorted(version.tags.items())
+        if k.startswith(_GATE) and v.startswith("missed")
+    ]
+
+
+def _interval(tags: dict[str, str], name: str) -> str:
+    value, low, high = (tags.get(f"specdec.{name}.{end}", "") for end in ("value", "low", "high"))
+    try:
+        return f"{float(value):.2f} [{float(low):.2f}, {float(high):.2f}]"
+    except ValueError:  # one prompt has no interval; a version of someone else's has nothing
+        return value[:5] or "-"
