@@ -31,6 +31,7 @@ from specdec.targets import Target
 
 CHUNK = 4  # requests for each one in flight, after which the other server takes its turn
 WARM_UP = 2  # requests for each one in flight
+PAUSE = 1.2  # seconds before a turn: a worker of vLLM spins for a second after its last request, on a core of its own
 PERCENTILES = (50, 90, 99)
 
 Say = Callable[[str], None]
@@ -62,8 +63,9 @@ class Predicted:
 
 @dataclass
 class Load:
-    """The prompts at one concurrency: plain[N], drafted[N] answers of every pass; counted: by chunk of prompts, over
-    all passes, what the drafter's server counted; the seconds and tokens of whole chunks."""
+    """The prompts at one concurrency: plain[N], drafted[N] answers of every pass; counted: what the
+    drafter's server counted over all passes, by the first prompt of those that were sent together; the seconds and
+    tokens of both servers."""
 
     plain: list[list[Answer]]
     drafted: list[list[Answer]]
@@ -159,21 +161,23 @@ async def _load(
     load = Load([[] for _ in prompts], [[] for _ in prompts])
     kept = {"plain": load.plain, "drafter": load.drafted}
     for number in range(repeats):
-        for turn, places in enumerate(_chunks(len(prompts), 1 if concurrency == 1 else CHUNK * concurrency)):
+        for turn, places in enumerate(_chunks(len(prompts), CHUNK * concurrency)):
             order = [("plain", plain), ("drafter", drafted)]
             for name, client in order if (number + turn) % 2 else reversed(order):
-                batch = await client.run([prompts[i] for i in places], concurrency)
-                _keep(load, name, turn, batch)
-                for i, answer in zip(places, batch.answers, strict=True):
-                    kept[name][i].append(answer)
+                await asyncio.sleep(PAUSE)
+                for group in [[i] for i in places] if concurrency == 1 else [list(places)]:
+                    batch = await client.run([prompts[i] for i in group], concurrency)
+                    _keep(load, name, group[0], batch)
+                    for i, answer in zip(group, batch.answers, strict=True):
+                        kept[name][i].append(answer)
     return load
 
 
-def _keep(load: Load, name: str, chunk: int, batch: Batch) -> None:
+def _keep(load: Load, name: str, group: int, batch: Batch) -> None:
     load.seconds[name] += batch.seconds
     load.tokens[name] += sum(len(answer.token_ids) for answer in batch.answers)
     if name == "drafter":
-        load.counted[chunk] = load.counted.get(chunk, Counters()) + batch.counted
+        load.counted[group] = load.counted.get(group, Counters()) + batch.counted
 
 
 def _chunks(count: int, size: int) -> Iterator[range]:
@@ -203,7 +207,7 @@ def _figures(loads: dict[int, Load], predicted: Predicted, length: int, plan: En
 
 
 def _acceptance(load: Load, bootstrap: Bootstrap) -> Interval:
-    """Over chunks: with one request in flight each is a prompt. Passes are no prompts of their own."""
+    """Over what was sent together: with one request in flight a prompt each. Passes are no prompts of their own."""
     accepted, drafts = ([float(getattr(c, name)) for c in load.counted.values()] for name in ("accepted", "drafts"))
     return bootstrap.ratio(accepted, drafts).plus(1)
 

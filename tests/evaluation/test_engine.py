@@ -69,6 +69,7 @@ class Engines:
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     made = Engines(FakeVllm(LENGTH, seconds=0.004), FakeVllm(LENGTH, list(SCRIPT), seconds=0.004))
     monkeypatch.setattr(engine, "running_vllm", made.running_vllm)
+    monkeypatch.setattr(engine, "PAUSE", 0.0)
     return made
 
 
