@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from specdec.data.conversations import Conversation
 from specdec.data.prompts import prompt_ids
+from specdec.errors import DataError
 
 
 def render(
@@ -36,7 +37,7 @@ def _segment(tokenizer: Any, messages: list[dict[str, str]], stop_ids: frozenset
         whole = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}
         )["input_ids"]
-    except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+    except (DataError, TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
         return None
     if list(whole[: len(prompt)]) != prompt:
         return None

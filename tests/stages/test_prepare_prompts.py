@@ -195,12 +195,14 @@ def test_a_page_concerns_its_own_stage() -> None:
     deps = {
         "evaluate": stages["evaluate"]["do"]["deps"],
         "prompts": stages["prepare_prompts"]["deps"],
+        "benchmark": stages["benchmark"]["do"]["deps"],
         "compare": stages["compare"]["deps"],
     }
     found = {name: {Path(d).name for d in listed if d.startswith("specdec/report")} for name, listed in deps.items()}
     pages = {"page.html", "page.py", "plots.py"}
     assert found["prompts"] == pages | {"prompts.html"}
     assert found["evaluate"] == pages | {"content.py", "report.html", "report.md"}
+    assert found["benchmark"] == pages | {"engine.html"}
     assert found["compare"] == pages | {"comparison.html"}
     assert set.union(*found.values()) == {p.name for p in folder.glob("*.*")} - {"__init__.py"}
 
