@@ -5,6 +5,7 @@ errors into one line and an exit code (`specdec.errors`), and SIGTERM into an ex
 stopped and MLflow runs are closed on the way out.
 """
 
+import json
 import os
 import signal
 import sys
@@ -49,6 +50,12 @@ def drafter_name(params: Params) -> str:
     if name not in params.drafters:
         raise ConfigError(f"name one drafter of params.yaml: {', '.join(params.drafters)} (not {name!r})")
     return name
+
+
+def training_run(name: str) -> str | None:
+    """The MLflow run that trained this drafter (not an input: it changes no result)."""
+    file = Path("metrics/train") / f"{name}.json"
+    return json.loads(file.read_text()).get("mlflow_run") if file.exists() else None
 
 
 def say(line: str) -> None:

@@ -3,7 +3,6 @@
 python -m stages.benchmark D    ->  engine/D/, metrics/engine/D.json
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from specdec.report import write_engine
 from specdec.serving.vllm import VLLM_PYTHON, Vllm, find_vllm, vllm_python
 from specdec.targets import Target
 from specdec.tracking import drafter_run
-from stages import drafter_name, run, say
+from stages import drafter_name, run, say, training_run
 
 TEST, BASE, DRAFTERS = Path("data/prompts/test.jsonl"), Path("models/base"), Path("models/drafters")
 
@@ -91,7 +90,7 @@ def _measure(params: Params, name: str, vllm: Vllm) -> dict[str, Any]:
         write_json(folder / "figures.json", figures)
         write_json(folder / "speculative_config.json", _configs(found["best"], drafter.method, name))
         write_engine(name, figures, params.evaluate.confidence, folder)
-    with drafter_run(name, params, _run_id(name)) as tracked:
+    with drafter_run(name, params, training_run(name)) as tracked:
         tracked.log_metrics({"engine": _headline(own)})
         tracked.log_artifacts(Path("engine") / name, "engine")
     length, expected = own["acceptance_length"], own["predicted"]
@@ -142,12 +141,6 @@ def _headline(own: dict[str, Any]) -> dict[str, Any]:
         "difference": own["difference"],
         "speedup": {f"at_{requests}": value for requests, value in speedups.items()},
     }
-
-
-def _run_id(name: str) -> str | None:
-    """The MLflow run that trained this drafter (not an input: it changes no result)."""
-    file = Path("metrics/train") / f"{name}.json"
-    return json.loads(file.read_text()).get("mlflow_run") if file.exists() else None
 
 
 if __name__ == "__main__":

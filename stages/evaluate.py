@@ -18,7 +18,7 @@ from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json
 from specdec.report import Report, environment_facts, examples, write_evaluation
 from specdec.targets import Target
 from specdec.tracking import drafter_run
-from stages import drafter_name, run, say
+from stages import drafter_name, run, say, training_run
 
 TEST, VALIDATION = Path("data/prompts/test.jsonl"), Path("data/prompts/validation.jsonl")
 
@@ -51,7 +51,7 @@ def main() -> None:
         write_json(folder / "certificate.json", certificate.as_dict())
         configs = evaluation.speculative_configs(drafter.method, f"models/drafters/{name}")
         write_json(folder / "speculative_config.json", configs)
-    with drafter_run(name, params, _run_id(name)) as tracked:
+    with drafter_run(name, params, training_run(name)) as tracked:
         tracked.log_metrics(_flat(figures))
         tracked.log_metrics({"ways": {way: _headline(found) for way, found in evaluation.figures.items()}})
         tracked.log_metrics({"files": figures["files"]})
@@ -124,12 +124,6 @@ def _facts(target: Target, figures: dict[str, Any], params: Params) -> dict[str,
         **{file.path: file.sha256 for file in params.prepare_prompts.evaluation_files},
         **environment_facts(target),
     }
-
-
-def _run_id(name: str) -> str | None:
-    """The MLflow run that trained this drafter (not an input: it changes no result)."""
-    file = Path("metrics/train") / f"{name}.json"
-    return json.loads(file.read_text()).get("mlflow_run") if file.exists() else None
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, float]:

@@ -33,6 +33,7 @@ CHUNK = 4  # requests for each one in flight, after which the other server takes
 WARM_UP = 2  # requests for each one in flight
 PAUSE = 1.2  # seconds before a turn: a worker of vLLM spins for a second after its last request, on a core of its own
 PERCENTILES = (50, 90, 99)
+NAMES = ("plain", "drafter")
 
 Say = Callable[[str], None]
 
@@ -150,9 +151,6 @@ async def _measure(
                 f"{speed['plain']:.0f}"
             )
     return loads
-
-
-NAMES = ("plain", "drafter")
 
 
 async def _load(

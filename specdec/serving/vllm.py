@@ -22,7 +22,7 @@ from specdec.serving.launch import (
     server_environment,
     wait_until_ready,
 )
-from specdec.serving.process import ServerProcess, running
+from specdec.serving.process import running
 
 VLLM_PYTHON = "SPECDEC_VLLM_PYTHON"
 TOO_OLD = (0, 10)  # has no `return_token_ids`; what was tried is 0.32
@@ -77,7 +77,6 @@ class RunningVllm:
     url: str
     key: str
     model: str
-    process: ServerProcess
 
 
 def vllm_python() -> str:
@@ -151,4 +150,4 @@ def running_vllm(
         say(f"starting vLLM at {url}, log {log}")
         wait_until_ready(process, url, say, start_seconds)
         with last_words(process):
-            yield RunningVllm(url, key, str(serving.base), process)
+            yield RunningVllm(url, key, str(serving.base))

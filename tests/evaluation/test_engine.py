@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from specdec.decoding import generate
 from specdec.drafters import new_drafter
 from specdec.errors import ServerError
 from specdec.evaluation import engine
@@ -60,7 +61,7 @@ class Engines:
         with listening(self.drafted if serving.speculative else self.plain) as url:
             self.running += 1
             try:
-                yield RunningVllm(url, KEY, "/base", None)  # type: ignore[arg-type]
+                yield RunningVllm(url, KEY, "/base")
             finally:
                 self.running -= 1
 
@@ -103,6 +104,10 @@ def test_the_difference_is_to_our_own_decoding(measured: dict[str, Any], target:
     found = measured["draft_lengths"]["2"]
     drafter = new_drafter(target, medusa_settings())
     own = predict(target, drafter, PROMPTS, 2, LENGTH, lambda _: None)
+    made = [generate(target, drafter, prompt, LENGTH) for prompt in PROMPTS]  # its own chain is one of two
+    assert own.steps == [one.steps for one in made], "the pass over the prompt is no step, as vLLM counts"
+    assert own.accepted == [one.accepted for one in made]
+    assert own.answers == [one.token_ids for one in made]
     expected = 1 + sum(own.accepted) / sum(own.steps)
     assert found["predicted"]["value"] == pytest.approx(expected)
     assert found["difference"] == pytest.approx(found["acceptance_length"]["value"] / expected - 1)
