@@ -1,15 +1,14 @@
-"""Whether a served drafter is accepted less than it promised: one test over all readings, which may be looked at after
-each of them.
+"""Whether a served drafter is accepted less than it promised: one test over all readings, valid after each of them.
 
 A reading is a number in [0, 1]: accepted over drafted tokens between two looks at a server's counters. Somebody bets
 at every reading that it falls below `floor`, with a stake that depends on the readings before alone:
 
     wealth_n = product over i <= n of (1 + stake_i (floor - reading_i))
 
-As long as readings are at least `floor` on average, given those before, wealth does not grow on average, and whenever one
-looks the chance that it ever reached 1 / false_alarms is at most `false_alarms` (Ville's inequality; Waudby-Smith and Ramdas
-2023, "Estimating means of bounded random variables by betting"). No model of the traffic is needed, and no plan of how
-often one looks. The stake is the one that would have grown fastest on the readings so far.
+As long as readings are at least `floor` on average, given those before, wealth does not grow on average, and however
+often one looks the chance that it ever reaches 1 / false_alarms is at most `false_alarms` (Ville's inequality;
+Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by betting"). No model of the traffic is
+needed, and no plan of how often one looks. The stake is the one that would have grown fastest on the readings so far.
 """
 
 import math

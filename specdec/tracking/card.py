@@ -1,8 +1,10 @@
 """A version's tags and its model card: what it is, where it came from, what was measured."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
-from specdec.tracking.gates import Figures
+from specdec.tracking.gates import Figures, Interval
 from specdec.tracking.values import redact, shorten
 
 _LONGEST_TAG = 5000
@@ -27,6 +29,7 @@ def version_tags(
         "specdec.lossless": str(figures.lossless).lower(),
         "specdec.certificate": "passed" if figures.certificate else "not passed",
         "specdec.engine": figures.engine.told,
+        "specdec.categories": categories_tag(figures.categories),
         "specdec.conditions": figures.conditions,
         "specdec.checkpoint": "artifacts/drafter",
     }
@@ -34,6 +37,21 @@ def version_tags(
 
 
 _ENDS = ("value", "low", "high")
+
+
+def categories_tag(categories: Mapping[str, Interval]) -> str:
+    """{category: [value, low, high]} as JSON; empty where there are none, or more than a tag holds."""
+    found = json.dumps({name: [i.value, i.low, i.high] for name, i in sorted(categories.items())})
+    return found if categories and len(found) <= _LONGEST_TAG else ""
+
+
+def categories_of(tag: str | None) -> dict[str, Interval]:
+    """What `categories_tag` wrote; empty for a tag that someone else has changed."""
+    try:
+        found = json.loads(tag or "{}").items()
+        return {k: Interval.parse(dict(zip(_ENDS, ends, strict=True))) for k, ends in found}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def model_card(model: str, drafter: str, tags: dict[str, str], figures: Figures, run_id: str) -> str:

@@ -1,7 +1,7 @@
 """What a version must show before it may become the champion. Pure: figures in, decisions in words out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from specdec.config import Register
@@ -57,7 +57,8 @@ class Figures:
     of losslessness, passed.
 
     conditions: hash of the test prompts, the base and the settings of the evaluation; only figures with the
-    same one can be compared. engine: what a real vLLM made of it, or why none was asked.
+    same one can be compared. engine: what a real vLLM made of it, or why none was asked. categories: the acceptance
+    length of each.
     """
 
     acceptance_length: Interval
@@ -66,6 +67,7 @@ class Figures:
     certificate: bool
     conditions: str
     engine: InEngine
+    categories: Mapping[str, Interval] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, metrics: Mapping[str, Any], engine: InEngine, conditions: str, where: str) -> "Figures":
@@ -78,6 +80,7 @@ class Figures:
                 bool(metrics["certificate"]),
                 conditions,
                 engine,
+                {k: Interval.parse(v["acceptance_length"]) for k, v in metrics.get("categories", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where} lacks a figure ({error}): run the evaluation again") from None
@@ -91,6 +94,7 @@ class Champion:
     speedup: float | None
     conditions: str | None
     identity: str | None
+    categories: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,17 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
     if rival is not None:
         value = figures.speedup.value
         gates.append(Gate("better_than_champion", value, rival, value > rival))
+        assert champion is not None
+        gates += _by_category(figures.categories, champion.categories)
     return gates
+
+
+def _by_category(ours: Mapping[str, Interval], champions: Mapping[str, Interval]) -> list[Gate]:
+    """No category is worse than with the champion: its acceptance length is within reach of the interval. One prompt
+    alone, which has none, shows nothing."""
+    both = sorted(ours.keys() & champions.keys())
+    shown = [(name, ours[name].high, champions[name].value) for name in both]
+    return [Gate(f"category {n}", high, value, high >= value) for n, high, value in shown if high is not None]
 
 
 def _in_engine(engine: InEngine, settings: Register) -> list[Gate]:

@@ -174,7 +174,11 @@ def _champion(store: Store, name: str) -> Champion | None:
         tags = store.client.get_model_version(name, version).tags
     speedup = tags.get("specdec.speedup.value")
     return Champion(
-        version, float(speedup) if speedup else None, tags.get("specdec.conditions"), tags.get(model.IDENTITY)
+        version,
+        float(speedup) if speedup else None,
+        tags.get("specdec.conditions"),
+        tags.get(model.IDENTITY),
+        card.categories_of(tags.get("specdec.categories")),
     )
 
 

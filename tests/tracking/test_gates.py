@@ -1,5 +1,6 @@
 """Decisions, from figures alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from specdec.config import Register
 from specdec.errors import DataError
+from specdec.tracking.card import categories_of, categories_tag
 from specdec.tracking.gates import Candidate, Champion, Figures, InEngine, Interval, check, decide
 
 EASY = Register(
@@ -95,6 +97,45 @@ def test_who_comes_first_does_not_depend_on_who_came_earlier(a: float, b: float,
     together = [d.promoted for d in decide([one, two], EASY, None)]
     (later,) = decide([two], EASY, Champion("1", one.figures.speedup.value, "same", one.identity))
     assert together == [not later.promoted, later.promoted]
+
+
+def in_categories(lengths: dict[str, float]) -> dict[str, Interval]:
+    return {name: around(length) for name, length in lengths.items()}
+
+
+@pytest.mark.parametrize(
+    ("ours", "promoted"),
+    [
+        ({"code": 1.8, "chat": 1.8}, True),
+        ({"code": 1.71, "chat": 2.5}, True),  # within reach
+        ({"code": 1.69, "chat": 2.5}, False),  # better on the whole, and worse at code
+        ({"chat": 1.69}, False),
+        ({"maths": 1.0}, True),  # which the champion was not measured in
+    ],
+)
+def test_no_category_may_be_worse_than_with_the_champion(ours: dict[str, float], promoted: bool) -> None:
+    fast = candidate(speedup=1.5)
+    fast = replace(fast, figures=replace(fast.figures, categories=in_categories(ours)))
+    reigning = replace(champion(), categories=in_categories({"code": 1.8, "chat": 1.8}))
+    (decision,) = decide([fast], EASY, reigning)
+    assert decision.promoted is promoted
+    assert ("missed 1.800" in decision.reason) is not promoted
+    elsewhere = replace(reigning, conditions="other")
+    assert decide([fast], EASY, elsewhere)[0].promoted, "figures of other prompts are no comparison"
+
+
+def test_one_prompt_in_a_category_shows_nothing() -> None:
+    fast = candidate(speedup=1.5)
+    fast = replace(fast, figures=replace(fast.figures, categories={"code": Interval(1.0, None, None)}))
+    assert decide([fast], EASY, replace(champion(), categories=in_categories({"code": 1.8})))[0].promoted
+
+
+def test_categories_go_through_a_tag() -> None:
+    found = in_categories({"a": 1.5, "b|c": 2.0}) | {"one": Interval(1.1, None, None)}
+    assert categories_of(categories_tag(found)) == found
+    assert categories_tag({}) == categories_tag({f"category {i}": around(1.5) for i in range(300)}) == ""
+    for broken in (None, "", "{", "[]", '{"a": [1]}', '{"a": ["x", 1, 2]}', '{"a": null}'):
+        assert categories_of(broken) == {}
 
 
 def test_a_gate_is_recorded_with_its_figures() -> None:
