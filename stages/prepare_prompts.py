@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from specdec.config import EvaluationFile, PreparePrompts, load_params
-from specdec.data.conversations import RowCount, read_conversations
-from specdec.data.evaluation_files import read_evaluation_file, turns_of
+from specdec.config import PreparePrompts, PromptFile, load_params
+from specdec.data.conversations import Conversation, RowCount, read_conversations
+from specdec.data.evaluation_files import read_evaluation_file, read_stated_file, turns_of
 from specdec.data.lengths import length_table, percentiles, token_lengths
 from specdec.data.prompt_table import PromptTable, write_table
 from specdec.data.prompts import SPLITS, make_prompt
@@ -42,7 +42,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here, and it is most of the work
     rows = RowCount()
     with _work_folder() as work:
-        conversations = telling(say, "conversations read", read_conversations(RAW, rows))
+        conversations = telling(say, "conversations read", _conversations(settings, rows))
         prompts = (make_prompt(c, settings.max_turns) for c in conversations)
         table = write_table(prompts, settings.validation_share, settings.test_share, work / "prompts.arrow")
         fates = Fates(table.split)
@@ -61,7 +61,16 @@ def main() -> None:
     say(f"kept {metrics['kept']} of {rows.rows:,} rows; the rest, and why: {OUT / 'report.html'}")
 
 
-def _turns(file: EvaluationFile) -> list[list[str]]:
+def _conversations(settings: PreparePrompts, rows: RowCount) -> Iterator[Conversation]:
+    """Those of the dataset, then each further prompt, whose category names its file."""
+    yield from read_conversations(RAW, rows)
+    for file in settings.further_prompts:
+        for row in read_stated_file(Path(file.path), file.sha256, "prepare_prompts.further_prompts"):
+            rows.rows += 1
+            yield Conversation(f"{Path(file.path).stem}: {row['category']}", row["messages"])
+
+
+def _turns(file: PromptFile) -> list[list[str]]:
     return [turns_of(row) for row in read_evaluation_file(Path(file.path), file.sha256)]
 
 

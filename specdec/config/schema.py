@@ -86,8 +86,8 @@ class FetchBase(Section):
         return self
 
 
-class EvaluationFile(Section):
-    """A file of prompts that drafters are evaluated on elsewhere. Its hash makes DVC see that it changed."""
+class PromptFile(Section):
+    """A file of prompts beside the dataset. Its hash makes DVC see that it changed."""
 
     path: str = Field(min_length=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -104,11 +104,12 @@ class PreparePrompts(Section):
     max_turns: Positive = Field(description="user turns kept of one conversation")
     max_prompt_tokens: Positive = Field(description="longer prompts (by the base's tokenizer) are left out")
     near_duplicate: Share = Field(gt=0, description="share of common word n-grams from which two prompts are one")
-    evaluation_files: list[EvaluationFile] = Field(description="measured by evaluate; training must not see them")
+    further_prompts: list[PromptFile] = Field(description="beside the dataset: prompts as they come in now")
+    evaluation_files: list[PromptFile] = Field(description="measured by evaluate; training must not see them")
 
-    @field_validator("evaluation_files")
+    @field_validator("further_prompts", "evaluation_files")
     @classmethod
-    def _each_file_once(cls, files: list[EvaluationFile]) -> list[EvaluationFile]:
+    def _each_file_once(cls, files: list[PromptFile]) -> list[PromptFile]:
         if len({file.path for file in files}) < len(files):
             raise ValueError("a path stands twice")
         return files

@@ -8,27 +8,30 @@ at every reading that it falls below `floor`, with a stake that depends on the r
 As long as readings are at least `floor` on average, given those before, wealth does not grow on average, and however
 often one looks the chance that it ever reaches 1 / false_alarms is at most `false_alarms` (Ville's inequality;
 Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by betting"). No model of the traffic is
-needed, and no plan of how often one looks. The stake is the one that would have grown fastest on the readings so far.
+needed, and no plan of how often one looks. The stake is the one that would have grown fastest on the last
+readings, so that a drop after a long good time is seen as soon as one at the beginning.
 """
 
 import math
 from dataclasses import dataclass, replace
 
 _PRIOR = 0.05  # a reading's variance before there is any: stakes begin small
+_MEMORY = 0.9  # weight of what came before in mean and variance: about the last ten readings count
 _MOST = 0.75  # of the stake that a single reading of 1 would ruin
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The test's whole state; a watch that starts again goes on from it. floor: in (0, 1)."""
+    """The test's whole state; a watch that starts again goes on from it. floor: in (0, 1). mean, variance: of the
+    last readings, None before the first. log_wealth: now, and the highest so far: an alarm stays one."""
 
     floor: float
     false_alarms: float = 0.01
     readings: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    mean: float | None = None
+    variance: float = _PRIOR
     log_wealth: float = 0.0
-    highest: float = 0.0  # of log_wealth: an alarm stays one
+    highest: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 < self.floor < 1 and 0 < self.false_alarms < 1):
@@ -38,12 +41,14 @@ class Drift:
         """The state behind one more reading. Raises ValueError outside of [0, 1]."""
         if not 0 <= reading <= 1:
             raise ValueError(f"a reading of {reading} is no share of drafted tokens")
-        log_wealth = self.log_wealth + math.log1p(self._stake() * (self.floor - reading))
+        mean = self.floor if self.mean is None else self.mean
+        apart = reading - mean
+        log_wealth = self.log_wealth + math.log1p(self._stake(mean) * (self.floor - reading))
         return replace(
             self,
             readings=self.readings + 1,
-            total=self.total + reading,
-            squares=self.squares + reading**2,
+            mean=mean + (1 - _MEMORY) * apart,
+            variance=_MEMORY * (self.variance + (1 - _MEMORY) * apart**2),
             log_wealth=log_wealth,
             highest=max(self.highest, log_wealth),
         )
@@ -52,15 +57,7 @@ class Drift:
     def alarm(self) -> bool:
         return self.highest >= -math.log(self.false_alarms)
 
-    @property
-    def mean(self) -> float:
-        """Of the readings so far; the floor where there is none."""
-        return self.total / self.readings if self.readings else self.floor
-
-    def _stake(self) -> float:
+    def _stake(self, mean: float) -> float:
         """Never below 0: readings above the floor are no drop."""
-        count = self.readings + 1
-        mean = (self.total + self.floor) / count  # one reading at the floor before the first
-        variance = (self.squares + self.floor**2 + _PRIOR) / count - mean**2
         gap = self.floor - mean
-        return min(max(0.0, gap / (variance + gap**2)), _MOST / (1 - self.floor))
+        return min(max(0.0, gap / (self.variance + gap**2)), _MOST / (1 - self.floor))

@@ -29,6 +29,7 @@ def version_tags(
         "specdec.lossless": str(figures.lossless).lower(),
         "specdec.certificate": "passed" if figures.certificate else "not passed",
         "specdec.engine": figures.engine.told,
+        "specdec.position_rates": json.dumps(list(figures.position_rates)) if figures.position_rates else "",
         "specdec.categories": categories_tag(figures.categories),
         "specdec.conditions": figures.conditions,
         "specdec.checkpoint": "artifacts/drafter",
@@ -43,6 +44,15 @@ def categories_tag(categories: Mapping[str, Interval]) -> str:
     """{category: [value, low, high]} as JSON; empty where there are none, or more than a tag holds."""
     found = json.dumps({name: [i.value, i.low, i.high] for name, i in sorted(categories.items())})
     return found if categories and len(found) <= _LONGEST_TAG else ""
+
+
+def position_rates_of(tag: str | None) -> list[float]:
+    """Of the tag `specdec.position_rates`; empty for one that someone else has changed."""
+    try:
+        found = [float(rate) for rate in json.loads(tag or "[]")]
+    except (ValueError, TypeError):
+        return []
+    return found if all(0 <= rate <= 1 for rate in found) else []
 
 
 def categories_of(tag: str | None) -> dict[str, Interval]:

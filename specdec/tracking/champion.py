@@ -4,9 +4,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from specdec.config import load_params
+from specdec.config.files import PARAMS
 from specdec.errors import TrackingError, TransientError
-from specdec.tracking.checkpoints import REGISTRY, fetch_drafter
+from specdec.tracking.checkpoints import REGISTRY, fetch_drafter, look_up
 from specdec.tracking.promotion import CHAMPION
+from specdec.tracking.register import model_name
 from specdec.tracking.store import Store, connect, locate, speaking
 
 
@@ -38,6 +41,17 @@ def present_champion(model: str, into: Path) -> PresentChampion:
         if other.is_dir() and other != folder:
             shutil.rmtree(other)
     return PresentChampion(model, version, folder)
+
+
+def champion_to_go_on_from(root: Path) -> tuple[str, str] | None:
+    """(`models:/NAME/VERSION`, method) of the champion of the project at `root`; None where there is none."""
+    name = load_params(root / PARAMS).register_.model_name or model_name(root)
+    version = _version(name)
+    if version is None:
+        return None
+    address = f"{REGISTRY}{name}/{version}"
+    _, found = look_up(address)
+    return address, str(found.tags.get("specdec.method"))
 
 
 def _version(model: str) -> str | None:

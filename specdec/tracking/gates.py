@@ -57,8 +57,8 @@ class Figures:
     of losslessness, passed.
 
     conditions: hash of the test prompts, the base and the settings of the evaluation; only figures with the
-    same one can be compared. engine: what a real vLLM made of it, or why none was asked. categories: the acceptance
-    length of each.
+    same one can be compared. engine: what a real vLLM made of it, or why none was asked. position_rates: of
+    the drafter's own chain. categories: the acceptance length of each.
     """
 
     acceptance_length: Interval
@@ -67,6 +67,7 @@ class Figures:
     certificate: bool
     conditions: str
     engine: InEngine
+    position_rates: tuple[float, ...] = ()
     categories: Mapping[str, Interval] = field(default_factory=dict)
 
     @classmethod
@@ -80,6 +81,7 @@ class Figures:
                 bool(metrics["certificate"]),
                 conditions,
                 engine,
+                tuple(map(float, metrics["position_rates"])),
                 {k: Interval.parse(v["acceptance_length"]) for k, v in metrics.get("categories", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:

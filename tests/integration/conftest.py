@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
         "max_turns": 2,
         "max_prompt_tokens": 100,
         "near_duplicate": 0.8,
+        "further_prompts": [],
     },
     "synthesize": {
         "engine": "transformers",
