@@ -1,10 +1,11 @@
 """Training again, from the champion on, with the latest prompts beside the old ones; then the gates decide.
 
-    python -m flows.retrain prompts.jsonl
+    python -m flows.retrain prompts.jsonl          a file of prompts, or a folder of such files
 
-`params.yaml` states it: the file with its hash in `prepare_prompts.further_prompts`, and for each drafter of the
+`params.yaml` states it: each file with its hash in `prepare_prompts.further_prompts`, and for each drafter of the
 champion's method `training.warm_start: models:/NAME/VERSION`; `git diff` shows it. Then the pipeline runs. The latest
-prompts are split by the same hash as the others, so drafters are evaluated on old and new ones, told apart by category.
+prompts are split by the same hash as the others, so drafters are measured on old and new ones, told apart by
+category; so is the champion, which `compare` measures once more beside them, and which they must beat.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from prefect import flow
 
 from flows.pipeline import pipeline
 from specdec.config import Params, load_params, validated
-from specdec.data.prompt_files import read_prompt_file
-from specdec.errors import SpecdecError
+from specdec.data.further_prompts import conversations_of
+from specdec.errors import DataError, SpecdecError
 from specdec.io import sha256_file, write_text
 from specdec.tracking.champion import champion_to_go_on_from
 from specdec.tracking.store import project_root
@@ -26,20 +27,39 @@ from specdec.tracking.store import project_root
 
 @flow(name="retrain", persist_result=False)
 def retrain(latest: Path) -> None:
-    """Raises DataError where the file holds no prompts, and whatever the pipeline raises."""
+    """Raises DataError where there are no prompts, and whatever the pipeline raises."""
     root = project_root()
-    read_prompt_file(latest)
-    state_in_params(root / "params.yaml", latest, champion_to_go_on_from(root))
+    files = prompt_files(latest)
+    state_in_params(root / "params.yaml", latest, files, champion_to_go_on_from(root))
     pipeline()
 
 
-def state_in_params(file: Path, latest: Path, champion: tuple[str, str] | None) -> None:
-    """champion: (its address, its method); None where there is none to go on from."""
+def prompt_files(latest: Path) -> list[Path]:
+    """The file, or those of the folder (`*.jsonl`, `*.json`), by name. Raises DataError when a row has no prompt."""
+    if latest.is_dir():
+        files = sorted(file for file in latest.iterdir() if file.suffix in (".jsonl", ".json") and file.is_file())
+        if not files:
+            raise DataError(f"{latest} holds no file of prompts (*.jsonl, *.json): put the latest ones there")
+    else:
+        files = [latest]
+        if not latest.is_file():
+            raise DataError(f"there is no file or folder of prompts {latest}: name another one")
+    for file in files:
+        for _ in conversations_of(file):
+            pass
+    return files
+
+
+def state_in_params(file: Path, latest: Path, files: list[Path], champion: tuple[str, str] | None) -> None:
+    """Files of the same folder, or the same file, that were stated before give way to `files`.
+
+    champion: (its address, its method); None where there is none to go on from.
+    """
     load_params(file)
     content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    entry = {"path": str(latest), "sha256": sha256_file(latest)}
     prompts = content["prepare_prompts"]
-    prompts["further_prompts"] = [e for e in prompts["further_prompts"] if e["path"] != entry["path"]] + [entry]
+    others = [e for e in prompts["further_prompts"] if latest not in (Path(e["path"]), Path(e["path"]).parent)]
+    prompts["further_prompts"] = others + [{"path": str(f), "sha256": sha256_file(f)} for f in files]
     if champion is not None:
         address, method = champion
         for drafter in content["drafters"].values():
@@ -47,7 +67,7 @@ def state_in_params(file: Path, latest: Path, champion: tuple[str, str] | None) 
                 drafter["training"]["warm_start"] = address
     validated(Params, content, str(file))
     header = f"# Written by `python -m flows.retrain {latest.name}`; `git diff` shows what changed.\n"
-    write_text(file, header + yaml.safe_dump(content, sort_keys=False, width=110))
+    write_text(file, header + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True))
 
 
 def main() -> None:

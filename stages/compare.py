@@ -54,6 +54,7 @@ def _champion(params: Params, bootstrap: Bootstrap) -> tuple[dict[str, Any], lis
     found = present_champion(params.register_.model_name or model_name(Path.cwd()), FETCHED)
     weights = None if found.folder is None else sha256_file(found.folder / "model.safetensors")
     record = {"model": found.model, "version": found.version, "sha256": weights, "row": None, "told": found.told}
+    record["prompts"] = sha256_file(TEST)
     if found.folder is None:
         return record, []
     called = f"version {found.version} of {found.model}"

@@ -16,7 +16,8 @@ import numpy as np
 
 from specdec.config import PreparePrompts, PromptFile, load_params
 from specdec.data.conversations import Conversation, RowCount, read_conversations
-from specdec.data.evaluation_files import read_evaluation_file, read_stated_file, turns_of
+from specdec.data.evaluation_files import read_evaluation_file, turns_of
+from specdec.data.further_prompts import read_further_prompts
 from specdec.data.lengths import length_table, percentiles, token_lengths
 from specdec.data.prompt_table import PromptTable, write_table
 from specdec.data.prompts import SPLITS, make_prompt
@@ -65,9 +66,9 @@ def _conversations(settings: PreparePrompts, rows: RowCount) -> Iterator[Convers
     """Those of the dataset, then each further prompt, whose category names its file."""
     yield from read_conversations(RAW, rows)
     for file in settings.further_prompts:
-        for row in read_stated_file(Path(file.path), file.sha256, "prepare_prompts.further_prompts"):
+        for conversation in read_further_prompts(Path(file.path), file.sha256):
             rows.rows += 1
-            yield Conversation(f"{Path(file.path).stem}: {row['category']}", row["messages"])
+            yield conversation
 
 
 def _turns(file: PromptFile) -> list[list[str]]:

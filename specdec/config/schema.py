@@ -424,6 +424,8 @@ class Register(Section):
     min_acceptance_length: float = Field(ge=1, description="lower end of the interval must reach it")
     min_speedup: float = Field(ge=0, description="lower end of the interval must reach it")
     max_engine_difference: float = Field(ge=0, description="of acceptance lengths, vLLM's from our own decoding's")
+    served_requests: Positive | None = Field(description="requests at once where it is served; null: not asked")
+    min_served_speedup: float = Field(ge=0, description="in vLLM at that load; lower end of the interval")
     require_engine: bool = Field(description="what no vLLM has loaded is not promoted")
 
 
@@ -444,6 +446,13 @@ class Params(Section):
         for name in self.drafters:
             if not DRAFTER_NAME.fullmatch(name):
                 raise ValueError(f"drafters.{name}: a name is small letters, digits, `-` and `_`")
+        return self
+
+    @model_validator(mode="after")
+    def _the_served_load_is_measured(self) -> Self:
+        served = self.register_.served_requests
+        if served is not None and served not in self.benchmark.concurrencies:
+            raise ValueError(f"register.served_requests is {served}, which benchmark.concurrencies does not measure")
         return self
 
     @model_validator(mode="after")

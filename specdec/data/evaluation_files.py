@@ -12,15 +12,19 @@ _KEY = "prepare_prompts.evaluation_files"
 
 
 def read_evaluation_file(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """Of one of `prepare_prompts.evaluation_files`: see `read_stated_file`."""
-    return read_stated_file(path, sha256, _KEY)
-
-
-def read_stated_file(path: Path, sha256: str, key: str) -> list[dict[str, Any]]:
-    """The rows of `read_prompt_file`. key: the setting that states the file.
+    """The rows of `read_prompt_file`.
 
     Raises DataError when the file is missing, is another one than `sha256` says, or cannot be read as prompts.
     """
+    check_stated(path, sha256, _KEY)
+    try:
+        return read_prompt_file(path)
+    except DataError as error:
+        raise DataError(f"{_KEY}: {error}") from None
+
+
+def check_stated(path: Path, sha256: str, key: str) -> None:
+    """key: the setting that states the file. Raises DataError when it is missing, or another one."""
     if not path.is_file():
         raise DataError(f"{key}: there is no {path}: put the file there, or take it out of the list")
     found = sha256_file(path)
@@ -29,10 +33,6 @@ def read_stated_file(path: Path, sha256: str, key: str) -> list[dict[str, Any]]:
             f"{key}: {path} has sha256 {found}, and {sha256} is stated: bring the stated file, or state the hash of "
             "this one"
         )
-    try:
-        return read_prompt_file(path)
-    except DataError as error:
-        raise DataError(f"{key}: {error}") from None
 
 
 def turns_of(row: dict[str, Any]) -> list[str]:

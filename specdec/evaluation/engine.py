@@ -5,8 +5,9 @@ moment of the machine hits both; the one that waits does nothing. Each draft len
 takes it at its start.
 
 The speedup at a concurrency is the ratio of request times over the same prompts (per token, where the answers differ
-in length): with so many requests in flight all the time that is the ratio of tokens a second, and it has a value for
-each prompt, over which the interval is made. Wall-clock tokens/s of both servers are told beside it.
+in length; the median of several passes): with so many requests in flight all the time that is the ratio of tokens a
+second, and it has a value for each prompt, over which the interval is made. Wall-clock tokens/s of both servers are
+told beside it.
 """
 
 import asyncio
@@ -221,12 +222,14 @@ def _same(answers: list[Answer], others: list[list[int]]) -> dict[str, Any]:
 
 
 def _at_load(load: Load, bootstrap: Bootstrap) -> dict[str, Any]:
-    plain, drafted = ([sum(a.seconds for a in answers) for answers in side] for side in (load.plain, load.drafted))
-    tokens = [[sum(len(a.token_ids) for a in answers) for answers in side] for side in (load.plain, load.drafted)]
+    tokens = [sum(len(a.token_ids) for a in answers) for answers in load.drafted]
     # In the time of the drafter's tokens: an answer of another length counts at its own time a token.
-    without = [s * theirs / ours for s, ours, theirs in zip(plain, tokens[0], tokens[1], strict=True)]
+    plain, drafted = (
+        [_per_token(answers) * count for answers, count in zip(side, tokens, strict=True)]
+        for side in (load.plain, load.drafted)
+    )
     return {
-        "speedup": bootstrap.ratio(without, drafted).as_dict(),
+        "speedup": bootstrap.ratio(plain, drafted).as_dict(),
         "tokens_per_second": {name: load.tokens[name] / load.seconds[name] for name in NAMES},
         "acceptance_length": _acceptance(load, bootstrap).as_dict(),
         "latency": {"plain": _spread(load.plain, "seconds"), "drafter": _spread(load.drafted, "seconds")},
@@ -235,6 +238,11 @@ def _at_load(load: Load, bootstrap: Bootstrap) -> dict[str, Any]:
             "drafter": _spread(load.drafted, "first_seconds"),
         },
     }
+
+
+def _per_token(answers: list[Answer]) -> float:
+    """Seconds; of several passes the median: a stall of the machine in one of them is no figure of the drafter's."""
+    return float(np.median([answer.seconds / max(1, len(answer.token_ids)) for answer in answers]))
 
 
 def _spread(answers: list[list[Answer]], name: str) -> dict[str, float]:

@@ -30,10 +30,12 @@ class Interval:
 @dataclass(frozen=True)
 class InEngine:
     """A drafter in vLLM. difference: of its acceptance length there from that of our own decoding, as a share;
-    None where no vLLM was asked, and `told` says why."""
+    None where no vLLM was asked, and `told` says why. speedups: by requests at once, with the draft length that is
+    fastest there (with the drafter's own, where none is faster than the base alone)."""
 
     difference: float | None
     told: str
+    speedups: Mapping[int, Interval] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, metrics: Mapping[str, Any], where: str) -> "InEngine":
@@ -44,11 +46,14 @@ class InEngine:
             own = metrics["draft_lengths"][str(metrics["draft_tokens"])]
             length, difference = Interval.parse(own["acceptance_length"]), float(own["difference"])
             speeds = [f"{load['speedup']['value']:.2f} at {requests}" for requests, load in own["loads"].items()]
+            lengths = {n: str(metrics["best"][n] or metrics["draft_tokens"]) for n in own["loads"]}
+            fastest = {n: metrics["draft_lengths"][length]["loads"][n] for n, length in lengths.items()}
+            speedups = {int(n): Interval.parse(load["speedup"]) for n, load in fastest.items()}
             engine = f"vLLM {metrics['engine']} ({metrics['device']})"
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where} lacks a figure ({error}): run the benchmark again") from None
         told = f"acceptance length {length}, {difference:+.1%} beside our own decoding"
-        return cls(difference, f"{engine}: {told}; speedup {', '.join(speeds)} requests at once")
+        return cls(difference, f"{engine}: {told}; speedup {', '.join(speeds)} requests at once", speedups)
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,11 @@ def _in_engine(engine: InEngine, settings: Register) -> list[Gate]:
     if engine.difference is None:
         return [Gate("tried_in_engine", False, True, False)] if settings.require_engine else []
     apart, most = abs(engine.difference), settings.max_engine_difference
-    return [Gate("engine_difference", apart, most, apart <= most)]
+    gates = [Gate("engine_difference", apart, most, apart <= most)]
+    if settings.served_requests is not None:
+        found = engine.speedups.get(settings.served_requests)
+        gates.append(_floor("served_speedup", found.low if found else None, settings.min_served_speedup))
+    return gates
 
 
 def _floor(gate: str, low: float | None, needed: float) -> Gate:

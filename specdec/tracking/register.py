@@ -17,9 +17,10 @@ from specdec.errors import DataError, ModelError, TrackingError
 from specdec.io import sha256_file, sha256_json
 from specdec.tracking import card, model
 from specdec.tracking.executions import drafter_run
-from specdec.tracking.gates import Candidate, Champion, Decision, Figures, InEngine, decide
+from specdec.tracking.gates import Candidate, Decision, Figures, InEngine, decide
 from specdec.tracking.lineage import lineage, read_json
-from specdec.tracking.promotion import CHAMPION, aliases_of, challenge, promote
+from specdec.tracking.promotion import aliases_of, challenge, promote
+from specdec.tracking.rival import reigning
 from specdec.tracking.runs import DrafterRun
 from specdec.tracking.store import Store, connect, project_root, speaking
 
@@ -40,7 +41,9 @@ def register(params: Params, say: Say = print, root: Path | None = None) -> dict
         name = params.register_.model_name or model_name(root)
         _ensure_registered(store, name, root)
         receipts = {drafter: _version(store, name, drafter, params, root, say) for drafter in params.drafters}
-        decisions = decide([c for c, _ in receipts.values()], params.register_, _champion(store, name))
+        candidates = [candidate for candidate, _ in receipts.values()]
+        rival = reigning(store, name, root, candidates[0].figures.conditions)
+        decisions = decide(candidates, params.register_, rival)
         _apply(store, name, decisions, say)
         aliases = aliases_of(store, name)
         versions = {
@@ -164,22 +167,6 @@ def _ensure_registered(store: Store, name: str, root: Path) -> None:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-
-def _champion(store: Store, name: str) -> Champion | None:
-    version = aliases_of(store, name).get(CHAMPION)
-    if version is None:
-        return None
-    with speaking(store.location):
-        tags = store.client.get_model_version(name, version).tags
-    speedup = tags.get("specdec.speedup.value")
-    return Champion(
-        version,
-        float(speedup) if speedup else None,
-        tags.get("specdec.conditions"),
-        tags.get(model.IDENTITY),
-        card.categories_of(tags.get("specdec.categories")),
-    )
 
 
 def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None:

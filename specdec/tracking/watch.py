@@ -2,8 +2,8 @@
 
 The server's counters are read at intervals (`specdec.serving.counters`). Between two looks at which enough was
 drafted lies one reading; all readings together are tested for a drop (`specdec.evaluation.drift`). The state is
-written down after every look, so that a watch which was stopped goes on; a server that has started anew begins from 0,
-and neither its restart nor a time in which nobody watched is a drop.
+written down after every look, so that a watch which was stopped goes on; a server that has started anew begins from
+0, and neither its restart nor a time in which nobody watched is a drop.
 """
 
 import hashlib
@@ -122,7 +122,8 @@ class Watch:
         if tokens > len(self._promise.rates):
             raise TrackingError(
                 f"the server drafts {tokens} tokens a step, and version {self._promise.version} of "
-                f"{self._promise.model} promises {len(self._promise.rates)} positions: watch another version, or serve fewer"
+                f"{self._promise.model} promises {len(self._promise.rates)} positions: watch another version, or "
+                "serve fewer"
             )
         floor = self._promise.share(tokens) * (1 - self._settings.drop)
         return Drift(min(max(floor, 1e-3), 1 - 1e-3), self._settings.false_alarms)

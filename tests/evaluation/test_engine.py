@@ -138,6 +138,14 @@ def test_the_speedup_is_of_request_times_a_token() -> None:
     assert found["latency"]["plain"]["p50"] == 2.0
 
 
+def test_a_stall_in_one_of_three_passes_is_no_speedup() -> None:
+    plain, drafted = Answer([1] * 4, 2.0, 0.5), Answer([1] * 4, 1.0, 0.25)
+    load = Load([[plain, Answer([1] * 4, 90.0, 80.0), plain]] * 3, [[drafted] * 3] * 3)
+    load.seconds, load.tokens = {"plain": 10.0, "drafter": 5.0}, {"plain": 20, "drafter": 20}
+    speedup = _at_load(load, Bootstrap(200, 0.9, 0))["speedup"]
+    assert speedup == {"value": 2.0, "low": 2.0, "high": 2.0}
+
+
 def test_what_the_servers_are_asked(engines: Engines, measured: dict[str, Any]) -> None:
     for fake in (engines.plain, engines.drafted):
         warm_up = 2 * (1 + 3)

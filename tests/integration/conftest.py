@@ -72,6 +72,8 @@ SMALL: dict[str, Any] = {
         "min_acceptance_length": 1.0,
         "min_speedup": 0.0,
         "max_engine_difference": 0.03,
+        "served_requests": None,
+        "min_served_speedup": 1.0,
         "require_engine": False,
     },
 }

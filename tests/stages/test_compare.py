@@ -18,6 +18,8 @@ from specdec.io import read_jsonl, sha256_file
 from specdec.report import Report, write_evaluation
 from specdec.targets import Target
 from specdec.tracking.register import register
+from specdec.tracking.rival import reigning
+from specdec.tracking.store import connect
 from stages import compare
 from tests.stages.measured import DRAFTERS, make_project, write_base_with_record, write_drafter
 from tests.tiny import write_base
@@ -95,6 +97,8 @@ def test_an_older_one_is_measured_beside_plain_decoding(project: Path) -> None:
     told, rows = compared()
     assert (told["model"], told["version"], told["sha256"]) == (NAME, "1", weights)
     assert told["row"] == "champion (version 1)"
+    assert told["prompts"] == sha256_file(project / "data/prompts/test.jsonl")
+    assert row_counts_in_registration(project)
     assert set(rows) == {*DRAFTERS, "prompt lookup", told["row"]}
     row = rows[told["row"]]
     assert row["way"] == "chain of 2"
@@ -111,6 +115,20 @@ def test_an_older_one_is_measured_beside_plain_decoding(project: Path) -> None:
     page = Path("comparison/report.html").read_text()
     assert weights in page
     assert told["row"] in page
+
+
+def row_counts_in_registration(project: Path) -> bool:
+    """The figures that the drafters of the run have to beat are those of this file."""
+    name = load_params().register_.model_name or NAME
+    found = reigning(connect(project), name, project, "these")
+    (row,) = [
+        row
+        for row in json.loads(Path("comparison/comparison.json").read_text())["rows"]
+        if row["name"] == "champion (version 1)"
+    ]
+    assert found is not None
+    assert set(found.categories) == set(row["figures"]["categories"]) != set()
+    return found.conditions == "these" and found.speedup == row["figures"]["speedup"]["value"]
 
 
 def test_it_is_measured_in_the_settings_of_the_evaluation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

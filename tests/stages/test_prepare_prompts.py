@@ -139,6 +139,23 @@ def test_evaluation_files_are_not_trained_on(project: Path, prepare: Prepare) ->
         prepare()
 
 
+def test_further_prompts_stand_beside_the_dataset(project: Path, prepare: Prepare) -> None:
+    """In every split, under their file's name; one that the dataset has too is dropped."""
+    latest = project / "latest.jsonl"
+    asked = [{"category": "help", "prompt": f"What of {i}?"} for i in range(30)]
+    write_jsonl(latest, [*asked, {"prompt": "Question 1"}])
+    change(project, further_prompts=[{"path": str(latest), "sha256": sha256_file(latest)}])
+    metrics = prepare()
+    assert metrics["rows"] == 71
+    assert sum(d.get("duplicate", 0) for d in metrics["dropped"].values()) == 1
+    kept = [metrics["categories"][split]["latest: help"] for split in SPLITS]
+    assert sum(kept) == 30
+    assert all(kept)
+    latest.write_text("{}")
+    with pytest.raises(DataError, match=r"prepare_prompts.further_prompts: .* is stated"):
+        prepare()
+
+
 def test_the_page_says_what_the_metrics_say(project: Path, prepare: Prepare) -> None:
     metrics = prepare()
     page = (project / "data/prompts/report.html").read_text()

@@ -19,6 +19,8 @@ EASY = Register(
     min_speedup=1.0,
     max_engine_difference=0.03,
     require_engine=False,
+    served_requests=None,
+    min_served_speedup=1.0,
 )
 STRICT = EASY.model_copy(update={"require_engine": True})
 SKIPPED = InEngine(None, "not tried in vLLM: there is none")
@@ -190,13 +192,34 @@ def test_what_no_engine_has_loaded_is_promoted_only_where_none_is_required() -> 
     assert decision.record()["engine"] == SKIPPED.told
 
 
+@pytest.mark.parametrize(
+    ("speedup", "promoted", "words"),
+    [
+        (Interval(1.3, 1.2, 1.4), True, ""),
+        (Interval(1.3, 1.1, 1.5), False, "served_speedup 1.100 (missed 1.200)"),
+        (Interval(1.3, None, None), False, "served_speedup unknown (one prompt has no interval) (missed 1.200)"),
+        (None, False, "served_speedup unknown"),
+    ],
+)
+def test_fast_enough_at_the_load_that_is_served(speedup: Interval | None, promoted: bool, words: str) -> None:
+    settings = EASY.model_copy(update={"served_requests": 4, "min_served_speedup": 1.2})
+    speedups = {1: around(3.0), 4: speedup} if speedup else {1: around(3.0)}
+    (decision,) = decide([candidate(engine=InEngine(0.0, "vLLM", speedups))], settings, None)
+    assert decision.promoted is promoted
+    assert words in decision.reason
+
+
 def engine_metrics(**changes: Any) -> dict[str, Any]:
-    own = {
-        "acceptance_length": {"value": 1.9, "low": 1.8, "high": 2.0},
-        "difference": -0.012,
-        "loads": {"1": {"speedup": {"value": 1.2}}, "4": {"speedup": {"value": 1.1}}},
-    }
-    more = {"draft_lengths": {"3": own, "5": own}, "draft_tokens": 3}
+    def length(at_1: float, at_4: float) -> dict[str, Any]:
+        loads = {"1": at_1, "4": at_4}
+        return {
+            "acceptance_length": {"value": 1.9, "low": 1.8, "high": 2.0},
+            "difference": -0.012,
+            "loads": {n: {"speedup": {"value": v, "low": v - 0.1, "high": v + 0.1}} for n, v in loads.items()},
+        }
+
+    more: dict[str, Any] = {"draft_lengths": {"3": length(1.2, 1.1), "5": length(1.4, 0.9)}, "draft_tokens": 3}
+    more["best"] = {"1": 5, "4": None}
     return {"engine": "0.32.0", "device": "cpu", **more, **changes}
 
 
@@ -208,6 +231,8 @@ def test_what_the_engine_made_of_it_is_told() -> None:
         "speedup 1.20 at 1, 1.10 at 4 requests at once"
     )
     assert InEngine.parse({"skipped": "there is none"}, "engine.json") == SKIPPED
-    for broken in ({}, engine_metrics(draft_tokens=4), engine_metrics(draft_lengths={"3": {}})):
+    assert found.speedups == {1: Interval(1.4, 1.4 - 0.1, 1.4 + 0.1), 4: Interval(1.1, 1.1 - 0.1, 1.1 + 0.1)}
+    wrong: list[dict[str, Any]] = [{"draft_tokens": 4}, {"draft_lengths": {"3": {}}}, {"best": {}}]
+    for broken in ({}, *(engine_metrics(**change) for change in wrong)):
         with pytest.raises(DataError, match=r"engine\.json lacks a figure .* run the benchmark again"):
             InEngine.parse(broken, "engine.json")

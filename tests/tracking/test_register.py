@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from specdec.errors import DataError, ModelError
+from specdec.io import sha256_file
 from specdec.tracking import model, promotion
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
-from tests.tracking.example import params, register_settings, settings, write_drafter, write_figures
+from tests.tracking.example import params, register_settings, settings, write_drafter, write_figures, write_json
 
 NAME = "specdec-base"
 
@@ -171,6 +172,70 @@ def test_a_champion_measured_on_other_prompts_is_replaced(project: Path, store: 
     receipt = register(params(), silent)["versions"]["one"]
     assert receipt["promoted"]
     assert "was measured on another base or other prompts" in receipt["reason"]
+
+
+def compared(project: Path, speedup: float, categories: dict[str, float], **other: Any) -> None:
+    """What the stage `compare` says of a champion that it measured on this run's prompts."""
+    champion = {"model": "specdec-base", "version": "1", "row": "champion (version 1)"}
+    champion["prompts"] = sha256_file(project / "data/prompts/test.jsonl")
+    found = {k: {"acceptance_length": {"value": v, "low": v - 0.1, "high": v + 0.1}} for k, v in categories.items()}
+    row = {"name": champion["row"], "figures": {"speedup": {"value": speedup}, "categories": found}}
+    write_json(project / "comparison/comparison.json", {"champion": champion | other, "rows": [row]})
+
+
+OTHER_FILES: list[dict[str, str | None]] = [{"version": "2"}, {"prompts": "0" * 64}, {"model": "mine"}, {"row": None}]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "promoted", "words"),
+    [
+        (1.25, True, "its speedup 1.300 beats 1.250 of version 1"),
+        (1.35, False, "better_than_champion 1.300 (missed 1.350)"),
+    ],
+)
+def test_on_new_prompts_the_champion_counts_as_it_was_measured_there(
+    project: Path, store: Store, speedup: float, promoted: bool, words: str
+) -> None:
+    """Also in a retraining with new prompts nobody becomes champion by being measured elsewhere."""
+    new_prompts(project)
+    compared(project, speedup, {})
+    receipt = register(params(), silent)["versions"]["one"]
+    assert (receipt["promoted"], words in receipt["reason"]) == (promoted, True)
+
+
+def test_no_category_is_worse_there(project: Path, store: Store) -> None:
+    new_prompts(project)
+    metrics = json.loads((project / "metrics/evaluate/one.json").read_text())
+    metrics["categories"] = {"latest: c": {"acceptance_length": {"value": 1.5, "low": 1.4, "high": 1.6}}}
+    write_json(project / "metrics/evaluate/one.json", metrics)
+    compared(project, 1.2, {"latest: c": 1.61})
+    receipt = register(params(), silent)["versions"]["one"]
+    assert "not promoted: category latest: c 1.600 (missed 1.610)" in receipt["reason"]
+
+
+@pytest.mark.parametrize("other", OTHER_FILES, ids=str)
+def test_a_comparison_that_is_about_something_else_does_not_count(
+    project: Path, store: Store, other: dict[str, str | None]
+) -> None:
+    new_prompts(project)
+    compared(project, 9.0, {}, **other)
+    assert "was measured on another base or other prompts" in register(params(), silent)["versions"]["one"]["reason"]
+
+
+def new_prompts(project: Path) -> None:
+    """Version 1 reigns; then a new training, evaluated on other prompts."""
+    register(params(), silent)
+    (project / "data/prompts/test.jsonl").write_text("other prompts\n")
+    write_drafter(project, "one", weights="new")
+    write_figures(project, "two", speedup=1.1)
+
+
+def test_a_champion_whose_figures_are_no_numbers_cannot_be_compared(project: Path, store: Store) -> None:
+    register(params(), silent)
+    store.client.set_model_version_tag("specdec-base", "1", "specdec.speedup.value", "fast")
+    write_drafter(project, "one", weights="new")
+    write_figures(project, "two", speedup=1.1)
+    assert register(params(), silent)["versions"]["one"]["promoted"]
 
 
 def test_nothing_is_promoted_below_the_floor(project: Path, store: Store) -> None:
