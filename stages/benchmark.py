@@ -16,7 +16,7 @@ from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json
 from specdec.report import write_engine
 from specdec.serving.vllm import VLLM_PYTHON, Vllm, find_vllm, vllm_python
 from specdec.targets import Target
-from specdec.tracking import drafter_run
+from specdec.tracking import record_finished
 from stages import drafter_name, run, say, training_run
 
 TEST, BASE, DRAFTERS = Path("data/prompts/test.jsonl"), Path("models/base"), Path("models/drafters")
@@ -90,9 +90,7 @@ def _measure(params: Params, name: str, vllm: Vllm) -> dict[str, Any]:
         write_json(folder / "figures.json", figures)
         write_json(folder / "speculative_config.json", _configs(found["best"], drafter.method, name))
         write_engine(name, figures, params.evaluate.confidence, folder)
-    with drafter_run(name, params, training_run(name)) as tracked:
-        tracked.log_metrics({"engine": _headline(own)})
-        tracked.log_artifacts(Path("engine") / name, "engine")
+    record_finished(name, params, training_run(name), {"engine": _headline(own)}, Path("engine") / name, "engine")
     length, expected = own["acceptance_length"], own["predicted"]
     say(
         f"acceptance length {length['value']:.3f} in vLLM, {expected['value']:.3f} in our own decoding "

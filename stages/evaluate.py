@@ -17,7 +17,7 @@ from specdec.evaluation import Bootstrap, Certificate, Plan, certify, evaluate
 from specdec.io import read_jsonl, replacing_dir, sha256_file, write_json
 from specdec.report import Report, environment_facts, examples, write_evaluation
 from specdec.targets import Target
-from specdec.tracking import drafter_run
+from specdec.tracking import record_finished
 from stages import drafter_name, run, say, training_run
 
 TEST, VALIDATION = Path("data/prompts/test.jsonl"), Path("data/prompts/validation.jsonl")
@@ -51,11 +51,9 @@ def main() -> None:
         write_json(folder / "certificate.json", certificate.as_dict())
         configs = evaluation.speculative_configs(drafter.method, f"models/drafters/{name}")
         write_json(folder / "speculative_config.json", configs)
-    with drafter_run(name, params, training_run(name)) as tracked:
-        tracked.log_metrics(_flat(figures))
-        tracked.log_metrics({"ways": {way: _headline(found) for way, found in evaluation.figures.items()}})
-        tracked.log_metrics({"files": figures["files"]})
-        tracked.log_artifacts(Path("reports") / name, "report")
+    ways = {way: _headline(found) for way, found in evaluation.figures.items()}
+    logged = {**_flat(figures), "ways": ways, "files": figures["files"]}
+    record_finished(name, params, training_run(name), logged, Path("reports") / name, "report")
     write_json(Path("metrics/evaluate") / f"{name}.json", figures)
     length, speedup = figures["acceptance_length"], figures["speedup"]
     say(

@@ -3,7 +3,7 @@
 Importing this is cheap: `mlflow` itself is loaded when something is recorded.
 """
 
-from specdec.tracking.executions import drafter_run, execution_run
+from specdec.tracking.executions import drafter_run, execution_run, record_finished
 from specdec.tracking.owner import EXECUTION, execution_key
 from specdec.tracking.runs import DrafterRun
 from specdec.tracking.store import Location, locate, project_root
@@ -17,4 +17,5 @@ __all__ = [
     "execution_run",
     "locate",
     "project_root",
+    "record_finished",
 ]

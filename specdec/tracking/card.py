@@ -1,6 +1,7 @@
 """A version's tags and its model card: what it is, where it came from, what was measured."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +47,24 @@ def categories_tag(categories: Mapping[str, Interval]) -> str:
     return found if categories and len(found) <= _LONGEST_TAG else ""
 
 
+# What reading a tag raises that somebody else has changed: no JSON, other types, too deep, too large.
+_NONSENSE = (ValueError, TypeError, AttributeError, RecursionError, OverflowError)
+
+
+def figure_of(tag: str | None) -> float | None:
+    """A finite number, as `version_tags` wrote it; None for a tag that is missing or that someone has changed."""
+    try:
+        found = float(tag or "")
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
 def position_rates_of(tag: str | None) -> list[float]:
     """Of the tag `specdec.position_rates`; empty for one that someone else has changed."""
     try:
         found = [float(rate) for rate in json.loads(tag or "[]")]
-    except (ValueError, TypeError):
+    except _NONSENSE:
         return []
     return found if all(0 <= rate <= 1 for rate in found) else []
 
@@ -59,9 +73,10 @@ def categories_of(tag: str | None) -> dict[str, Interval]:
     """What `categories_tag` wrote; empty for a tag that someone else has changed."""
     try:
         found = json.loads(tag or "{}").items()
-        return {k: Interval.parse(dict(zip(_ENDS, ends, strict=True))) for k, ends in found}
-    except (ValueError, TypeError, AttributeError):
+        intervals = {k: Interval.parse(dict(zip(_ENDS, ends, strict=True))) for k, ends in found}
+    except _NONSENSE:
         return {}
+    return intervals if all(math.isfinite(i.value) for i in intervals.values()) else {}
 
 
 def model_card(model: str, drafter: str, tags: dict[str, str], figures: Figures, run_id: str) -> str:
@@ -86,6 +101,7 @@ Serve it: `artifacts/drafter` is the checkpoint that vLLM loads.
 
 The report of these figures is in the artifacts of run `{run_id}`, under `report`; a later evaluation replaces
 it. `artifacts/evaluation`, inside the model, is the report as it was when this version was registered.
+`artifacts/recipe` is what it takes to make it again: `params.yaml`, `dvc.lock`, `lineage.json`, `environment.txt`.
 
 | lineage | |
 |---|---|

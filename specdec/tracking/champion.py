@@ -8,7 +8,7 @@ from specdec.config import load_params
 from specdec.config.files import PARAMS
 from specdec.errors import TrackingError, TransientError
 from specdec.tracking.checkpoints import REGISTRY, fetch_drafter, look_up
-from specdec.tracking.promotion import CHAMPION
+from specdec.tracking.promotion import CHAMPION, aliases_of
 from specdec.tracking.register import model_name
 from specdec.tracking.store import Store, connect, locate, speaking
 
@@ -67,9 +67,9 @@ def _alias(store: Store, model: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = store.client.get_registered_model(model).aliases.get(CHAMPION)
+        store.client.get_registered_model(model)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return None if found is None else str(found)
+    return aliases_of(store, model).get(CHAMPION)

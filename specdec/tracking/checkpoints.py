@@ -9,12 +9,12 @@ from filelock import FileLock
 
 from specdec.errors import TrackingError
 from specdec.io import replacing_dir
-from specdec.tracking.model import CHECKPOINT
+from specdec.tracking.model import CHECKPOINT, logged_model
 from specdec.tracking.store import Store, connect, speaking
+from specdec.tracking.stored_files import REFERENCE, damaged, download, is_whole, list_files, missing_of
 
 REGISTRY = "models:/"
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
-_MODEL = re.compile(r"models:/(?P<id>m-\w+)")
 
 
 def drafter_folder(given: str, into: Path) -> Path:
@@ -36,7 +36,8 @@ def exact_address(given: str) -> str:
 def fetch_drafter(address: str, into: Path) -> Path:
     """The checkpoint of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a folder of its own below `into`.
 
-    Fetched once. Raises TrackingError for an address that is no such thing, or that the registry does not have.
+    Fetched once. Raises TrackingError for an address that is no such thing, for what the registry does not have, and
+    for what is damaged there.
     """
     store, version = look_up(address)
     folder = into / model_id_of(version, address)
@@ -44,16 +45,31 @@ def fetch_drafter(address: str, into: Path) -> Path:
     with FileLock(into / f"{folder.name}.lock"):  # two trainings may begin with the same one
         if not all((folder / name).is_file() for name in CHECKPOINT):
             with replacing_dir(folder) as aside:
-                _download(store, f"{REGISTRY}{version.name}/{version.version}/artifacts/drafter", aside, address)
+                _fetch(store, version, folder.name, aside)
     return folder
+
+
+def _fetch(store: Store, version: Any, model_id: str, folder: Path) -> None:
+    """Its checkpoint in every byte as it was registered, or an error."""
+    exact = f"{REGISTRY}{version.name}/{version.version}"
+    listed = list_files(store, model_id)
+    if missing := missing_of(listed):
+        raise TrackingError(f"{exact} has no {', '.join(missing)}: register the drafter again")
+    parts = {name: size for name, size in listed.items() if name == REFERENCE or name.startswith("drafter/")}
+    with tempfile.TemporaryDirectory(prefix="mlflow-", dir=folder) as aside:
+        download(store, exact, parts, Path(aside))
+        if not is_whole(Path(aside), parts, version):
+            raise damaged(store, exact)
+        for file in (Path(aside) / "drafter").iterdir():
+            file.rename(folder / file.name)
 
 
 def model_id_of(version: Any, address: str) -> str:
     """The logged model behind a version. Raises TrackingError for a version of someone else's."""
-    model = _MODEL.fullmatch(str(version.source))
-    if not model:
+    model_id = logged_model(version)
+    if model_id is None:
         raise TrackingError(f"{address}: version {version.version} was not registered by specdec ({version.source})")
-    return model["id"]
+    return model_id
 
 
 def look_up(address: str) -> tuple[Store, Any]:
@@ -62,7 +78,10 @@ def look_up(address: str) -> tuple[Store, Any]:
     if not named:
         raise TrackingError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")
     store = connect()
-    return store, _version(store, **named.groupdict())
+    version = _version(store, **named.groupdict())
+    if version.name != named["name"] or not str(version.version).isdigit():  # they become names of folders
+        raise TrackingError(f"{address}: {store.location.shown} answers with {version.name!r}, {version.version!r}")
+    return store, version
 
 
 def _version(store: Store, name: str, version: str | None, alias: str | None) -> Any:
@@ -70,16 +89,3 @@ def _version(store: Store, name: str, version: str | None, alias: str | None) ->
         if alias:
             return store.client.get_model_version_by_alias(name, alias)
         return store.client.get_model_version(name, version)
-
-
-def _download(store: Store, uri: str, folder: Path, address: str) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    with tempfile.TemporaryDirectory(prefix="mlflow-", dir=folder) as aside:
-        with speaking(store.location):
-            found = Path(download_artifacts(uri, dst_path=aside, tracking_uri=store.location.uri))
-        missing = [name for name in CHECKPOINT if not (found / name).is_file()]
-        if missing:
-            raise TrackingError(f"{address} has no {', '.join(missing)}: register the drafter again")
-        for file in found.iterdir():
-            file.rename(folder / file.name)

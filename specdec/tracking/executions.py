@@ -7,17 +7,20 @@ only while a stage writes. What a killed process left RUNNING is closed as KILLE
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from specdec.config import Params
+from specdec.errors import TransientError
 from specdec.tracking.lineage import lineage
 from specdec.tracking.owner import EXECUTION, Owner, execution_key, this_process
 from specdec.tracking.runs import DrafterRun
-from specdec.tracking.store import Store, connect, project_root, speaking
+from specdec.tracking.store import Store, connect, one_try, project_root, speaking
+from specdec.tracking.unsent import Unsent
 
 KEY = "specdec.execution"
 OWNER = "specdec.owner"
@@ -66,6 +69,26 @@ def close_abandoned(store: Store, root: Path) -> int:
     for run in abandoned:
         store.client.set_terminated(run.info.run_id, status="KILLED")
     return len(abandoned)
+
+
+def record_finished(
+    drafter: str, params: Params, previous: str | None, figures: Mapping[str, Any], folder: Path, place: str
+) -> None:
+    """Figures and files of work that is done, to the drafter's run. A server that is away costs none of it.
+
+    What cannot be sent now goes when the run is opened next, which registration does, and it sends the files, too.
+    previous: as for `drafter_run`; where this store does not have it, registration sends all that `metrics/` holds.
+    """
+    taken = False  # by the run, which keeps what it cannot send
+    try:
+        with drafter_run(drafter, params, previous) as run:
+            run.log_metrics(figures)
+            taken = True
+            run.log_artifacts(folder, place)
+    except TransientError as error:
+        if previous is not None and not taken:
+            Unsent.of(project_root(), previous).add(figures)
+        print(f"specdec: {error}; the figures are kept, and sent with the registration", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -126,7 +149,7 @@ def _child(store: Store, drafter: str, parent: str) -> DrafterRun:
     }
     with speaking(store.location):
         created = store.client.create_run(store.experiment_id, tags=tags, run_name=drafter)
-    return DrafterRun(store, str(created.info.run_id))
+    return _run(store, str(created.info.run_id))
 
 
 def _resumed(store: Store, drafter: str, previous: str | None, parent: str) -> DrafterRun | None:
@@ -141,7 +164,11 @@ def _resumed(store: Store, drafter: str, previous: str | None, parent: str) -> D
         if found.info.status != "FINISHED":
             store.client.set_tag(previous, _PARENT, parent)
         store.client.update_run(previous, status="RUNNING")
-    return DrafterRun(store, previous)
+    return _run(store, previous)
+
+
+def _run(store: Store, run_id: str) -> DrafterRun:
+    return DrafterRun(store, run_id, Unsent.of(project_root(), run_id))
 
 
 def find_run(store: Store, run_id: str) -> Any | None:
@@ -166,10 +193,11 @@ def _closing(store: Store, run: DrafterRun) -> Iterator[None]:
         run.flush()
     except BaseException as error:
         # The figures matter less now than the error that is on its way.
-        with contextlib.suppress(Exception):
-            run.flush()
-        with contextlib.suppress(Exception):
-            store.client.set_terminated(run.run_id, status=_status(error))
+        with one_try():
+            with contextlib.suppress(Exception):
+                run.flush()
+            with contextlib.suppress(Exception):
+                store.client.set_terminated(run.run_id, status=_status(error))
         raise
     with speaking(store.location):
         store.client.set_terminated(run.run_id, status="FINISHED")

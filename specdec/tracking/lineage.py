@@ -44,16 +44,23 @@ def input_tags(root: Path) -> dict[str, str]:
 
 def locked_outputs(root: Path) -> Iterator[tuple[str, str]]:
     """(path, hash) of every output in `dvc.lock`; nothing before the first stage ran."""
-    try:
-        lock = yaml.safe_load((root / "dvc.lock").read_text()) or {}
-    except FileNotFoundError:
-        return
-    except yaml.YAMLError as error:
-        raise DataError(f"dvc.lock cannot be read ({' '.join(str(error).split())}): restore it") from None
-    for stage in (lock.get("stages") or {}).values():
+    for stage in (read_lock(root).get("stages") or {}).values():
         for out in stage.get("outs") or []:
             if digest := out.get("md5"):
                 yield out["path"], digest
+
+
+def read_lock(root: Path) -> dict[str, Any]:
+    """`dvc.lock`; empty before the first stage ran."""
+    try:
+        lock = yaml.safe_load((root / "dvc.lock").read_text()) or {}
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:
+        raise DataError(f"dvc.lock cannot be read ({' '.join(str(error).split())}): restore it") from None
+    if not isinstance(lock, dict):
+        raise DataError("dvc.lock cannot be read (it holds no mapping): restore it")
+    return lock
 
 
 def base_tags(root: Path) -> dict[str, str]:

@@ -6,20 +6,24 @@ Each step can be killed: a model is found by its content, and used only when MLf
 import functools
 import importlib.metadata
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.config import Params
 from specdec.errors import ModelError
 from specdec.io import sha256_file, sha256_json, write_json
 from specdec.tracking.lineage import read_json
+from specdec.tracking.recipe import write_recipe
 from specdec.tracking.store import Store, speaking
 from specdec.tracking.values import UNFINISHED
 
 CONTENT, IDENTITY = "specdec.content", "specdec.identity"
 CHECKPOINT = ("config.json", "model.safetensors")
+_MODEL = re.compile(r"models:/(?P<id>m-\w+)")
 SERVING = "speculative_config.json"  # of the benchmark in vLLM and of the evaluation: how to serve the drafter
 _REQUIREMENTS = (
     "mlflow",
@@ -35,6 +39,7 @@ _REQUIREMENTS = (
     "filelock",
     "psutil",
 )
+_WORK = "model-"  # what a model is put together in
 _left_out = shutil.ignore_patterns("__pycache__", "*.pyc", UNFINISHED)
 
 
@@ -44,7 +49,8 @@ class Package:
 
     checkpoint: models/drafters/D. evaluation: reports/D. engine: engine/D, where the drafter was in a vLLM. base:
     models/base. bundle_base: whether the base's files travel too. dtype: what the base is loaded in, as it was when
-    the drafter was measured. work: where the model is put together, best on the same file system.
+    the drafter was measured. params: all settings. work: where the model is put together, a folder of the project's
+    root.
     """
 
     drafter: str
@@ -54,6 +60,7 @@ class Package:
     base: Path
     bundle_base: bool
     dtype: str
+    params: Params
     work: Path
 
     @property
@@ -96,7 +103,7 @@ def log_model(store: Store, run_id: str, package: Package, tags: dict[str, str])
     for broken in _search(store, content):
         if str(broken.status) != "READY":
             store.client.delete_logged_model(broken.model_id)
-    with tempfile.TemporaryDirectory(prefix="model-", dir=package.work) as folder, speaking(store.location):
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=package.work) as folder, speaking(store.location):
         model = store.client.create_logged_model(
             store.experiment_id,
             name=package.drafter,
@@ -111,6 +118,12 @@ def log_model(store: Store, run_id: str, package: Package, tags: dict[str, str])
     return str(model.model_id)
 
 
+def sweep(work: Path) -> None:
+    """Removes what killed registrations left in `work`: with a bundled base, many gigabytes."""
+    for left in work.glob(f"{_WORK}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def put_serving_settings(store: Store, model_id: str, package: Package) -> None:
     """Gives a stored model the serving settings of a later benchmark or evaluation: the drafter is the same, and so
     is its version."""
@@ -120,12 +133,40 @@ def put_serving_settings(store: Store, model_id: str, package: Package) -> None:
                 store.client.log_model_artifact(model_id, str(folder / SERVING), f"artifacts/{part}")
 
 
+def logged_model(version: Any) -> str | None:
+    """The id of the logged model behind a version; None for a version of someone else's, or one changed by hand.
+
+    `version.model_id` comes back as None from some stores; the source always names the model.
+    """
+    named = _MODEL.fullmatch(str(version.source))
+    return named["id"] if named else None
+
+
 def has_checkpoint(store: Store, model_id: str, package: Package) -> bool:
     """Whether the stored model holds the checkpoint's files in their full size."""
-    with speaking(store.location):
-        listed = store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
-    sizes = {Path(file.path).name: file.file_size for file in listed}
+    sizes = _stored(store, model_id)
     return all(sizes.get(name) == (package.checkpoint / name).stat().st_size for name in CHECKPOINT)
+
+
+def holds_checkpoint(store: Store, version: Any) -> bool:
+    """Whether a version still has its drafter's files, none of them empty."""
+    model_id = logged_model(version)
+    sizes = _stored(store, model_id) if model_id else {}
+    return all(sizes.get(name) for name in CHECKPOINT)
+
+
+def _stored(store: Store, model_id: str) -> dict[str, int]:
+    """{file of the drafter: size}; empty where the logged model was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    with speaking(store.location):
+        try:
+            listed = store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+    return {Path(file.path).name: file.file_size for file in listed}
 
 
 def _search(store: Store, content: str) -> list[Any]:
@@ -169,10 +210,11 @@ def _artifacts(folder: Path, package: Package) -> dict[str, str]:
         parts["base"] = package.base
     for name, source in parts.items():
         shutil.copytree(source, folder / name, copy_function=_link, ignore=_left_out)
+    write_recipe(folder / "recipe", package.params, package.work.parent)
     base = package.provenance
     reference = {key: base.get(key) for key in ("name", "source", "revision", "identity")}
     write_json(folder / "base.json", {**reference, "path": str(package.base.resolve()), "dtype": package.dtype})
-    return {**{name: str(folder / name) for name in parts}, "reference": str(folder / "base.json")}
+    return {**{name: str(folder / name) for name in (*parts, "recipe")}, "reference": str(folder / "base.json")}
 
 
 def _link(source: str, target: str) -> None:

@@ -19,7 +19,7 @@ from specdec.tracking import card, model
 from specdec.tracking.executions import drafter_run
 from specdec.tracking.gates import Candidate, Decision, Figures, InEngine, decide
 from specdec.tracking.lineage import lineage, read_json
-from specdec.tracking.promotion import aliases_of, challenge, promote
+from specdec.tracking.promotion import aliases_of, challenge, finish_move, promote
 from specdec.tracking.rival import reigning
 from specdec.tracking.runs import DrafterRun
 from specdec.tracking.store import Store, connect, project_root, speaking
@@ -40,6 +40,8 @@ def register(params: Params, say: Say = print, root: Path | None = None) -> dict
         store = connect(root)
         name = params.register_.model_name or model_name(root)
         _ensure_registered(store, name, root)
+        finish_move(store, name)
+        model.sweep(root / ".specdec")
         receipts = {drafter: _version(store, name, drafter, params, root, say) for drafter in params.drafters}
         candidates = [candidate for candidate, _ in receipts.values()]
         rival = reigning(store, name, root, candidates[0].figures.conditions)
@@ -71,6 +73,7 @@ def _version(
         base=root / "models" / "base",
         bundle_base=params.register_.bundle_base,
         dtype=params.evaluate.dtype,
+        params=params,
         work=root / ".specdec",
     )
     content = package.content()
@@ -87,7 +90,10 @@ def _version(
     with drafter_run(drafter, params, trained) as run:
         if run.run_id != trained:  # the run of the training is in another store: this one gets the figures
             run.log_metrics({"evaluate": metrics})
-        run.log_artifacts(package.evaluation, "report")  # DVC may have restored it without an evaluation here
+        # DVC may have restored them without an evaluation here, or MLflow was away then.
+        run.log_artifacts(package.evaluation, "report")
+        if package.engine.is_dir():
+            run.log_artifacts(package.engine, "engine")
         version = _find_version(store, name, package, content)
         if version is None:
             version = _new_version(store, name, run, package, tags, figures, say)
@@ -108,10 +114,8 @@ def _find_version(store: Store, name: str, package: model.Package, content: str)
 
 
 def _is_whole(store: Store, version: Any, package: model.Package) -> bool:
-    # `version.model_id` comes back as None from some stores; the source always names the model.
-    kind, _, model_id = str(version.source).partition("models:/")
-    ready = str(version.status) == "READY" and not kind and bool(model_id)
-    return ready and model.has_checkpoint(store, model_id, package)
+    model_id = model.logged_model(version)
+    return model_id is not None and str(version.status) == "READY" and model.has_checkpoint(store, model_id, package)
 
 
 def _new_version(

@@ -11,12 +11,11 @@ from filelock import FileLock
 from specdec.errors import TrackingError
 from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
-from specdec.tracking.model import CHECKPOINT
-from specdec.tracking.promotion import CHAMPION, PREVIOUS, aliases_of, promote
+from specdec.tracking.model import holds_checkpoint
+from specdec.tracking.promotion import CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
 from specdec.tracking.store import Store, connect, locate, speaking
 
 _GATE = "specdec.gate."
-_BY_HAND = "specdec.promoted_by_hand"
 
 Say = Callable[[str], None]
 
@@ -50,27 +49,31 @@ def promote_by_hand(root: Path, number: str, force: bool, say: Say) -> None:
     another base than the project's, or has missed a gate; force: in spite of base and gates."""
     store, name = _open(root)
     with _alone(root):
+        _finish(store, name, say)
         version = _get(store, name, number)
         champion = aliases_of(store, name).get(CHAMPION)
         if champion == number:
             say(f"version {number} of {name} is the champion already")
             return
         _check(store, name, version, root, force)
-        _move(store, name, number, champion)
+        _move(store, name, Move(number, champion))
     say(f"version {number} of {name} is the champion now; {_before(champion)}")
 
 
 def rollback(root: Path, force: bool, say: Say) -> None:
     """Makes `previous` the champion again, and the champion `previous`. Raises TrackingError as `promote_by_hand`
-    does, but for gates: it was a champion."""
+    does, but for gates: it was a champion. One that was killed half-way is finished, and that is all."""
     store, name = _open(root)
     with _alone(root):
+        finished = _finish(store, name, say)
+        if finished is not None and finished.back:
+            return
         aliases = aliases_of(store, name)
         champion, number = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if number is None or number == champion:
             raise TrackingError(f"{name} has no version before its champion: there is nothing to go back to")
         _check(store, name, _get(store, name, number), root, force, gates=False)
-        _move(store, name, number, champion)
+        _move(store, name, Move(number, champion, back=True))
     say(f"version {number} of {name} is the champion again; {_before(champion)}")
 
 
@@ -106,7 +109,7 @@ def _get(store: Store, name: str, number: str) -> Any:
 
 def _check(store: Store, name: str, version: Any, root: Path, force: bool, gates: bool = True) -> None:
     called = f"version {version.version} of {name}"
-    if not _has_checkpoint(store, version):
+    if not holds_checkpoint(store, version):
         raise TrackingError(f"{called} lacks its checkpoint in {store.location.shown}: register the drafter again")
     if force:
         return
@@ -122,20 +125,18 @@ def _check(store: Store, name: str, version: Any, root: Path, force: bool, gates
         raise TrackingError(f"{called} misses a gate: {'; '.join(missed)}: give --force to promote it all the same")
 
 
-def _has_checkpoint(store: Store, version: Any) -> bool:
-    model_id = str(version.source).removeprefix("models:/")
-    with speaking(store.location):
-        found = {
-            str(f.path): f.file_size for f in store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
-        }
-    return all(found.get(f"artifacts/drafter/{name}") for name in CHECKPOINT)
+def _finish(store: Store, name: str, say: Say) -> Move | None:
+    move = finish_move(store, name)
+    if move is not None:
+        say(
+            f"finished what was interrupted: version {move.version} of {name} is the champion; {_before(move.before)}"
+        )
+    return move
 
 
-def _move(store: Store, name: str, number: str, champion: str | None) -> None:
+def _move(store: Store, name: str, move: Move) -> None:
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    with speaking(store.location):
-        store.client.set_model_version_tag(name, number, _BY_HAND, f"{at}, {_before(champion)}")
-    promote(store, name, number)
+    promote(store, name, move.version, f"{at}, {_before(move.before)}", move.back)
 
 
 def _before(champion: str | None) -> str:

@@ -27,7 +27,7 @@ def reigning(store: Store, name: str, root: Path, conditions: str) -> Champion |
         return Champion(version, measured[0], conditions, identity, measured[1])
     return Champion(
         version,
-        _number(tags.get("specdec.speedup.value")),
+        card.figure_of(tags.get("specdec.speedup.value")),
         tags.get("specdec.conditions"),
         identity,
         card.categories_of(tags.get("specdec.categories")),
@@ -50,12 +50,4 @@ def _measured(root: Path, name: str, version: str) -> tuple[float, dict[str, Int
         categories = {k: Interval.parse(v["acceptance_length"]) for k, v in row["figures"]["categories"].items()}
         return float(row["figures"]["speedup"]["value"]), categories
     except (OSError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _number(tag: str | None) -> float | None:
-    """Of a tag that someone may have changed."""
-    try:
-        return float(tag) if tag else None
-    except ValueError:
         return None

@@ -9,10 +9,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from specdec.errors import TransientError
-from specdec.tracking.store import Store, speaking
+from specdec.tracking.store import Store, one_try, speaking
+from specdec.tracking.unsent import Unsent, figures
 from specdec.tracking.values import UNFINISHED, name_of, numbers, parameters, redact, shorten
 
 _FLUSH_SECONDS = 2.0  # a page that is open shows figures at most this late
+_LONGEST_PAUSE = 60.0  # between two attempts to reach a server that is away
 _PARAMS_A_CALL = 100  # MLflow's limits
 _METRICS_A_CALL = 900
 _LONGEST_TAG = 5000
@@ -21,28 +23,27 @@ _LONGEST_TAG = 5000
 class DrafterRun:
     """The open run of one drafter.
 
-    Figures are collected and sent at most every two seconds. A server that is away for a while stops nothing:
-    they are kept and sent when it is back; what cannot be sent in the end raises TransientError.
+    Figures are collected and sent at most every two seconds. A server that is away stops nothing: they are kept in a
+    file (`specdec.tracking.unsent`) and sent when it is back, by another process if need be. What cannot be sent in
+    the end raises TransientError.
     """
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str, unsent: Unsent | None = None) -> None:
+        """unsent: where figures wait that could not be sent; what is there goes out with the next ones."""
         self.run_id = run_id
         self._store = store
-        self._waiting: list[Any] = []
-        self._sent = 0.0
-        self._away = False
+        self._unsent = unsent
+        self._waiting, self._tags = unsent.read() if unsent else ([], {})
+        self._next = 0.0  # when to send again
+        self._pause = 0.0
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Nested numbers become `a/b` or `a/0`; a NaN or infinite one becomes a tag that says when."""
-        from mlflow.entities import Metric
-
         finite, strange = numbers(values)
-        now = int(time.time() * 1000)
-        self._waiting += [Metric(name, number, now, step or 0) for name, number in finite.items()]
-        if strange:
-            when = "" if step is None else f" at step {step}"
-            self.set_tags({f"specdec.not_finite.{name}": number + when for name, number in strange.items()})
-        if time.monotonic() - self._sent > _FLUSH_SECONDS:
+        self._waiting += figures(finite, step or 0)
+        when = "" if step is None else f" at step {step}"
+        self._tags |= {f"specdec.not_finite.{name}": number + when for name, number in strange.items()}
+        if time.monotonic() >= self._next:
             self._try_to_flush()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
@@ -84,21 +85,35 @@ class DrafterRun:
 
     def flush(self) -> None:
         """Sends what waits. Raises TransientError when MLflow does not answer; nothing is dropped then."""
-        while self._waiting:
-            with speaking(self._store.location):
-                self._store.client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_A_CALL])
-            del self._waiting[:_METRICS_A_CALL]
-        self._sent = time.monotonic()
+        from mlflow.entities import Metric
+
+        try:
+            while self._waiting:
+                with speaking(self._store.location):
+                    batch = [Metric(*figure) for figure in self._waiting[:_METRICS_A_CALL]]
+                    self._store.client.log_batch(self.run_id, metrics=batch)
+                del self._waiting[:_METRICS_A_CALL]
+            if self._tags:
+                self.set_tags(self._tags)
+                self._tags = {}
+        except TransientError:
+            if self._unsent:
+                self._unsent.write(self._waiting, self._tags)
+            raise
+        if self._unsent:
+            self._unsent.clear()
+        self._next = time.monotonic() + _FLUSH_SECONDS
 
     def _try_to_flush(self) -> None:
         try:
-            self.flush()
-            self._away = False
+            with one_try():  # whoever computes does not wait
+                self.flush()
+            self._pause = 0.0
         except TransientError as error:
-            self._sent = time.monotonic()
-            if not self._away:
+            if not self._pause:
                 print(f"specdec: {error}; figures are kept and sent later", file=sys.stderr, flush=True)
-            self._away = True
+            self._pause = min(_LONGEST_PAUSE, max(_FLUSH_SECONDS, 2 * self._pause))
+            self._next = time.monotonic() + self._pause
 
 
 def _finished_files(folder: Path) -> Iterator[Path]:

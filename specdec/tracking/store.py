@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from specdec.errors import SpecdecError, TrackingError, TransientError
+from specdec.errors import SpecdecError, TrackingError, TransientError, disk_is_full
 
 # Set before mlflow is imported: no telemetry, no pickles, no advice in the middle of our output.
 _QUIET = {
@@ -30,9 +30,15 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 # Later calls may wait a little for a server that restarts; MLflow's own defaults wait for minutes.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a proxy may ask for an hour
+}
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
+_PASSING = r"(?:error code|too many) (?:429|50[234])\b|(?:429|50[234]) (?:Server|Client) Error"
 _NAME = r"[^\s?&;#=]{0,99}"
 _SECRETS = (
     # After a colon anything up to the last `@` can be a password; without one, a user ends before the path.
@@ -96,13 +102,17 @@ def connect(root: Path | None = None) -> Store:
     """
     os.environ.update({k: v for k, v in (_QUIET | _PATIENCE).items() if k not in os.environ})
     location = locate(root)
-    if location.database is not None:
-        _prepare_database(location.database)
-    from mlflow import MlflowClient
-
     with _environment(_FIRST_CONTACT), speaking(location):
-        client = MlflowClient(tracking_uri=location.uri)
-        experiment = _experiment(client, location)
+        if location.database is not None:
+            _prepare_database(location.database)
+        from mlflow import MlflowClient
+
+        try:
+            client = MlflowClient(tracking_uri=location.uri)
+            experiment = _experiment(client, location)
+        except ValueError as error:
+            told = hide_credentials(str(error))
+            raise TrackingError(f"MLFLOW_TRACKING_URI ({location.shown}) is no address: {told}") from None
     return Store(client, location, experiment)
 
 
@@ -114,9 +124,20 @@ def speaking(location: Location) -> Iterator[None]:
     except SpecdecError:
         raise
     except Exception as error:
-        if not _is_mlflow(error):
-            raise
-        raise _translated(error, location) from error
+        if _is_mlflow(error):
+            raise _translated(error, location) from error
+        if isinstance(error, OSError) and not disk_is_full(error):
+            raise _of_files(error, location) from error
+        if isinstance(error, ImportError):
+            raise TrackingError(
+                f"MLflow at {location.shown} needs a package that is not here ({error}): install it"
+            ) from error
+        raise
+
+
+def one_try() -> contextlib.AbstractContextManager[None]:
+    """Within it no call waits for a server that is away: ten seconds, and none where it refuses connections."""
+    return _environment(_ONE_TRY)
 
 
 def hide_credentials(text: str) -> str:
@@ -189,7 +210,7 @@ def _has_tables(database: Path) -> bool:
 
 def _is_mlflow(error: Exception) -> bool:
     modules = (type(error).__module__ or "").split(".")[0]
-    return modules in ("mlflow", "sqlalchemy", "requests", "urllib3")
+    return modules in ("mlflow", "sqlalchemy", "requests", "urllib3", "google")  # protobuf: no answer of MLflow's
 
 
 def _translated(error: Exception, location: Location) -> SpecdecError:
@@ -199,12 +220,12 @@ def _translated(error: Exception, location: Location) -> SpecdecError:
             f"{location.shown} was made by another version of MLflow: copy the file, then run "
             f"`{sys.executable} -m mlflow db upgrade {location.shown}`"
         )
-    if re.search(r"\b(401|403)\b", text):
+    if re.search(r"error code (401|403)\b|\b(401|403) Client Error|PERMISSION_DENIED|UNAUTHENTICATED", text):
         return TrackingError(
             f"MLflow at {location.shown} refuses access: set MLFLOW_TRACKING_USERNAME and _PASSWORD, or "
             f"MLFLOW_TRACKING_TOKEN ({text[:200]})"
         )
-    if re.search(r"HTTPConnectionPool|HTTPSConnectionPool|Connection|timed out|\b50[234]\b|locked", text):
+    if re.search(rf"HTTPConnectionPool|HTTPSConnectionPool|Connection|timed out|{_PASSING}|locked", text):
         return TransientError(
             f"MLflow at {location.shown} does not answer: start it, or correct or unset MLFLOW_TRACKING_URI"
             f" ({_cause(text)})"
@@ -212,9 +233,25 @@ def _translated(error: Exception, location: Location) -> SpecdecError:
     return TrackingError(f"MLflow at {location.shown} refused: {text[:500]}")
 
 
+def _of_files(error: OSError, location: Location) -> SpecdecError:
+    """What the file system says to a store of files: ours, or an artifact folder of the server's that is here."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return TransientError(f"MLflow at {location.shown} does not answer: {hide_credentials(str(error))}")
+    first = next(iter(error.args), None)
+    if isinstance(first, list) and first:  # shutil.copytree tells of all its files at once
+        return TrackingError(
+            f"files of MLflow at {location.shown} cannot be copied: {hide_credentials(str(first[0][-1]))}"
+        )
+    where = f" ({error.filename})" if error.filename else ""
+    return TrackingError(
+        f"MLflow at {location.shown} keeps its files where they cannot be read or written: "
+        f"{error.strerror or error}{where}: correct that place, or its permissions"
+    )
+
+
 def _cause(text: str) -> str:
     """The last of the reasons nested in a `requests` error."""
-    reasons = re.findall(r"(Connection refused|Name or service not known|timed out|locked|\b50[234]\b)", text)
+    reasons = re.findall(rf"Connection refused|Name or service not known|timed out|locked|{_PASSING}", text)
     return reasons[-1] if reasons else text[:200]
 
 

@@ -62,6 +62,19 @@ def redact(text: str) -> str:
     return hide_credentials(text)
 
 
+def without_secrets(value: Any, key: str = "") -> Any:
+    """Nested settings with every secret in them hidden: by its name, as a flag's value, in a URL."""
+    if isinstance(value, Mapping):
+        return {name: without_secrets(item, str(name)) for name, item in value.items()}
+    if _SECRET_NAME.search(key) and value is not None:
+        return "***"
+    if isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            value = _without_secret_flags(value)
+        return [without_secrets(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
+
+
 def shorten(text: str, longest: int = LONGEST_VALUE) -> str:
     """`text`, cut visibly when it is longer than `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 25]}... ({len(text)} characters)"

@@ -1,14 +1,19 @@
 """Registration against a real MLflow: versions, gates, aliases, and what a killed attempt leaves."""
 
+import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from specdec.config import Params
 from specdec.errors import DataError, ModelError
 from specdec.io import sha256_file
 from specdec.tracking import model, promotion
+from specdec.tracking.lineage import lineage
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
 from tests.tracking.example import params, register_settings, settings, write_drafter, write_figures, write_json
@@ -64,6 +69,48 @@ def test_the_checkpoint_and_the_report_are_in_the_model(project: Path, store: St
     assert "report.html" in everything
     assert "MLmodel" in everything
     assert not [name for name in everything if name.endswith((".pkl", ".pyc")) or name == "__pycache__"]
+
+
+LOCK = """
+stages:
+  synthesize:
+    params: {params.yaml: {synthesize.engine_args: [--api-key, hunter2]}}
+    outs: [{path: data/synthetic, md5: abc.dir}]
+"""
+
+
+def test_a_version_carries_what_it_takes_to_make_it_again(project: Path, store: Store) -> None:
+    (project / "dvc.lock").write_text(LOCK)
+    register(params(), silent)
+    recipe = stored_model(project, store, "1") / "artifacts/recipe"
+    found = {file.name: file.read_text() for file in recipe.iterdir()}
+    assert Params.model_validate(yaml.safe_load(found["params.yaml"])) == params()
+    assert yaml.safe_load(found["dvc.lock"])["stages"]["synthesize"]["outs"][0]["md5"] == "abc.dir"
+    assert json.loads(found["lineage.json"]) == lineage(project)
+    assert f"torch=={importlib.metadata.version('torch')}" in found["environment.txt"].splitlines()
+    assert found["environment.txt"].startswith(f"# python {platform.python_version()}, ")
+    assert "hunter2" not in str(found)
+    tags = store.client.get_model_version(NAME, "1").tags
+    assert tags["specdec.input.data/synthetic"] == "abc.dir"
+    assert tags["specdec.dataset.revision"] == "d" * 40
+
+
+def test_a_version_has_a_signature_and_an_example(project: Path, store: Store) -> None:
+    from mlflow.models import Model
+
+    register(params(), silent)
+    folder = stored_model(project, store, "1")
+    described = Model.load(str(folder))
+    assert {"text", "tokens", "steps", "acceptance_length"} == set(described.signature.outputs.input_names())
+    example = described.load_input_example(str(folder))
+    assert "How do I open a file?" in str(example)
+    assert described.load_input_example_params(str(folder)) == {"max_new_tokens": 32}
+
+
+def stored_model(project: Path, store: Store, version: str) -> Path:
+    source = store.client.get_model_version(NAME, version).source.removeprefix("models:/")
+    (folder,) = project.glob(f"mlartifacts/**/{source}/artifacts")
+    return folder
 
 
 def test_registering_the_same_bytes_again_changes_nothing(project: Path, store: Store) -> None:

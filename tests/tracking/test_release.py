@@ -140,6 +140,37 @@ def test_two_at_once_come_one_after_the_other(
     assert aliases(store) == {"champion": "3", "previous": "1"}
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("alias", [1, 2])
+def test_one_that_was_killed_half_way_is_finished_and_not_undone(
+    registered: Path, store: Store, monkeypatch: pytest.MonkeyPatch, alias: int
+) -> None:
+    """Before the first alias was moved, or between the two: 1 comes back, and 2 is not forgotten."""
+    from mlflow import MlflowClient
+
+    promote_by_hand(registered, "1", False, print)
+    promote_by_hand(registered, "2", False, print)
+    real, calls = MlflowClient.set_registered_model_alias, []
+
+    def dies(*given: object) -> None:
+        calls.append(given)
+        if len(calls) == alias:
+            raise Killed
+        real(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(MlflowClient, "set_registered_model_alias", dies)
+        rollback(registered, False, print)
+    assert aliases(store)["champion"] == "2"
+    rollback(registered, False, print)
+    assert aliases(store) == {"champion": "1", "previous": "2", "challenger": "3"}
+    rollback(registered, False, print)
+    assert aliases(store) == {"champion": "2", "previous": "1", "challenger": "3"}
+
+
 def test_on_the_command_line(registered: Path, store: Store) -> None:
     def run(*command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([sys.executable, "-m", "specdec", *command], capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from specdec.errors import TrackingError, TransientError
 from specdec.tracking import drafter_run, execution_run
 from specdec.tracking.register import register
 from specdec.tracking.store import connect, hide_credentials, locate, project_root
-from tests.servers import wait_until_healthy
 from tests.tracking.example import REPOSITORY, params, write_json
+from tests.tracking.mlflow_server import MlflowServer, free_port
 
 
 def test_the_default_is_in_the_root_wherever_one_stands(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,37 +155,15 @@ def test_no_part_of_a_querys_secret_is_shown(secret: str, name: str, before: str
     assert shown.endswith("&b=1 or ask")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(tables: Path, tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on loopback, with its own database and artifacts."""
-    (tmp_path / "server").mkdir()
-    database = tmp_path / "server/mlflow.db"
-    database.write_bytes(tables.read_bytes())
-    port = free_port()
-    options = {
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{database}",
-        "--artifacts-destination": str(tmp_path / "server/artifacts"),
-    }
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", *[x for pair in options.items() for x in pair]]
-    with (tmp_path / "server/log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path / "server")
-    url = f"http://127.0.0.1:{port}"
+    started = MlflowServer(tmp_path / "server", tables)
     try:
-        wait_until_healthy(url, process)
-        yield url
+        started.start()
+        yield started.url
     finally:
-        process.terminate()
-        process.wait()
+        started.end()
 
 
 def test_a_server_keeps_everything_and_nothing_is_left_here(
