@@ -427,6 +427,7 @@ class Register(Section):
     served_requests: Positive | None = Field(description="requests at once where it is served; null: not asked")
     min_served_speedup: float = Field(ge=0, description="in vLLM at that load; lower end of the interval")
     require_engine: bool = Field(description="what no vLLM has loaded is not promoted")
+    promote: Literal["automatic", "approval"] = Field(description="approval: a person decides what passes every gate")
 
 
 class Params(Section):

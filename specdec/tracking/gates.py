@@ -7,6 +7,8 @@ from typing import Any
 from specdec.config import Register
 from specdec.errors import DataError
 
+APPROVAL = "approval"  # the gate that a person's refusal closes
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -119,27 +121,32 @@ class Gate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A drafter's version with its figures. identity: hash of the drafter, however the version packs it."""
+    """A drafter's version with its figures. identity: hash of the drafter, however the version packs it.
+    refused: by whom and why a person said no to it; None: nobody did."""
 
     drafter: str
     version: str
     identity: str
     figures: Figures
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """promoted: it is the champion after this. gates, reason: why, for machines and in words."""
+    """promoted: it is the champion after this. gates, reason: why, for machines and in words. waits: it would be,
+    had a person said yes."""
 
     candidate: Candidate
     gates: list[Gate]
     promoted: bool
     reason: str
+    waits: bool = False
 
     def record(self) -> dict[str, Any]:
         """For registry.json."""
         return {
             "promoted": self.promoted,
+            "waits": self.waits,
             "gates": [asdict(g) for g in self.gates],
             "reason": self.reason,
             "engine": self.candidate.figures.engine.told,
@@ -151,12 +158,13 @@ def decide(candidates: list[Candidate], settings: Register, champion: Champion |
 
     Of those that pass every gate, the one with the highest speedup; the champion is beaten by speedup, too. It
     is never taken down by its own later figures: only a better version replaces it, or the same drafter packed
-    in another way.
+    in another way. Where a person must approve, that one waits, and the champion stays.
     """
     gates = [check(c, settings, champion) for c in candidates]
     passing = [c for c, g in zip(candidates, gates, strict=True) if all(x.passed for x in g)]
     winner = max(passing, key=lambda c: c.figures.speedup.value, default=None)
-    return [_decision(c, g, winner, champion) for c, g in zip(candidates, gates, strict=True)]
+    asks = settings.promote == "approval"
+    return [_decision(c, g, winner, champion, asks) for c, g in zip(candidates, gates, strict=True)]
 
 
 def check(candidate: Candidate, settings: Register, champion: Champion | None) -> list[Gate]:
@@ -175,6 +183,8 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
         gates.append(Gate("better_than_champion", value, rival, value > rival))
         assert champion is not None
         gates += _by_category(figures.categories, champion.categories)
+    if candidate.refused is not None:
+        gates.append(Gate(APPROVAL, False, True, False))
     return gates
 
 
@@ -210,21 +220,28 @@ def _rival(candidate: Candidate, champion: Champion | None) -> float | None:
 
 
 def _decision(
-    candidate: Candidate, gates: list[Gate], winner: Candidate | None, champion: Champion | None
+    candidate: Candidate, gates: list[Gate], winner: Candidate | None, champion: Champion | None, asks: bool
 ) -> Decision:
-    missed = [g for g in gates if not g.passed]
     reigns = champion is not None and champion.version == candidate.version
+    waiting = asks and winner is not None and not (champion is not None and champion.version == winner.version)
     if winner is not None and winner.version == candidate.version:
-        return Decision(candidate, gates, True, _why_promoted(candidate, champion, reigns))
+        why = _why_promoted(candidate, champion, reigns)
+        return Decision(candidate, gates, not waiting, f"{why}; waits for approval" if waiting else why, waiting)
+    missed = "; ".join(_words(g, candidate) for g in gates if not g.passed)
+    if reigns and (winner is None or waiting):
+        until = f" until version {winner.version} is approved" if winner is not None else ""
+        though = f", though it misses now: {missed}" if missed else ""
+        return Decision(candidate, gates, True, f"stays the champion{until}{though}")
     if missed:
-        words = "; ".join(map(str, missed))
-        if reigns and winner is None:
-            return Decision(candidate, gates, True, f"stays the champion, though it misses now: {words}")
-        return Decision(candidate, gates, False, f"not promoted: {words}")
+        return Decision(candidate, gates, False, f"not promoted: {missed}")
     assert winner is not None  # it passed, so somebody won
     first = f"{winner.drafter} (version {winner.version}) comes first with speedup {winner.figures.speedup}"
     reason = f"passes every gate, but {first} against {candidate.figures.speedup}"
     return Decision(candidate, gates, False, reason)
+
+
+def _words(gate: Gate, candidate: Candidate) -> str:
+    return candidate.refused if gate.gate == APPROVAL and candidate.refused else str(gate)
 
 
 def _why_promoted(candidate: Candidate, champion: Champion | None, reigns: bool) -> str:

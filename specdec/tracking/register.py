@@ -16,8 +16,9 @@ from specdec.drafters.deployable.folder import base_facts, check_folder
 from specdec.errors import DataError, ModelError, TrackingError
 from specdec.io import sha256_file, sha256_json
 from specdec.tracking import card, model
+from specdec.tracking.approval import GATE, WAITS, refusal_of
 from specdec.tracking.executions import drafter_run
-from specdec.tracking.gates import Candidate, Decision, Figures, InEngine, decide
+from specdec.tracking.gates import APPROVAL, Candidate, Decision, Figures, InEngine, decide
 from specdec.tracking.lineage import lineage, read_json
 from specdec.tracking.promotion import aliases_of, challenge, finish_move, promote
 from specdec.tracking.rival import reigning
@@ -102,7 +103,9 @@ def _version(
             _refresh(store, name, version, tags, card.model_card(name, drafter, tags, figures, run.run_id), package)
         run.set_tags({"specdec.model": name, "specdec.version": version, model.CONTENT: content})
         receipt = {"version": version, "run_id": run.run_id, "content": content}
-    return Candidate(drafter, version, tags[model.IDENTITY], figures), receipt
+    with speaking(store.location):
+        refused = refusal_of(store.client.get_model_version(name, version).tags)
+    return Candidate(drafter, version, tags[model.IDENTITY], figures, refused), receipt
 
 
 def _find_version(store: Store, name: str, package: model.Package, content: str) -> str | None:
@@ -178,14 +181,16 @@ def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None
     for decision in decisions:
         version = decision.candidate.version
         words = {"specdec.decision": decision.reason}
-        words |= {f"specdec.gate.{g.gate}": ("passed: " if g.passed else "missed: ") + str(g) for g in decision.gates}
+        gates = [g for g in decision.gates if g.gate != APPROVAL]  # a person has written that one
+        words |= {f"specdec.gate.{g.gate}": ("passed: " if g.passed else "missed: ") + str(g) for g in gates}
+        words |= {GATE: WAITS} if decision.waits else {}
         with speaking(store.location):
             for key, value in words.items():
                 store.client.set_model_version_tag(name, version, key, value)
         say(f"{decision.candidate.drafter}: {decision.reason}")
     others = [d for d in decisions if not d.promoted]
     if others:
-        best = max(others, key=lambda d: (all(g.passed for g in d.gates), d.candidate.figures.speedup.value))
+        best = max(others, key=lambda d: (d.waits, all(g.passed for g in d.gates), d.candidate.figures.speedup.value))
         challenge(store, name, best.candidate.version)
     for decision in decisions:
         if decision.promoted:

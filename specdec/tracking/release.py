@@ -9,15 +9,20 @@ from typing import Any
 from filelock import FileLock
 
 from specdec.errors import TrackingError
+from specdec.tracking.approval import GATE, WAITS, Approval, Overtaken
 from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
 from specdec.tracking.model import holds_checkpoint
 from specdec.tracking.promotion import CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
 from specdec.tracking.store import Store, connect, locate, speaking
 
-_GATE = "specdec.gate."
+GATES = "specdec.gate."  # begins the tags of gates
 
 Say = Callable[[str], None]
+
+
+class NoRegistry(TrackingError):
+    """Nothing has been registered yet."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Version:
 
 def list_versions(root: Path) -> tuple[str, list[Version]]:
     """(the registered model, its versions, newest first). Raises TrackingError where there is no registry yet."""
-    store, name = _open(root)
+    store, name = open_registry(root)
     names: dict[str, list[str]] = {}
     for alias, number in sorted(aliases_of(store, name).items()):
         names.setdefault(number, []).append(alias)
@@ -44,10 +49,11 @@ def list_versions(root: Path) -> tuple[str, list[Version]]:
     return name, [_version(v, names) for v in sorted(found, key=lambda v: -int(v.version))]
 
 
-def promote_by_hand(root: Path, number: str, force: bool, say: Say) -> None:
+def promote_by_hand(root: Path, number: str, force: bool, say: Say, approval: Approval | None = None) -> None:
     """Makes a version the champion. Raises TrackingError where it does not exist, lacks its checkpoint, is of
-    another base than the project's, or has missed a gate; force: in spite of base and gates."""
-    store, name = _open(root)
+    another base than the project's, or has missed a gate; force: in spite of base and gates. approval: who said so
+    and beside which champion; another one since raises Overtaken."""
+    store, name = open_registry(root)
     with _alone(root):
         _finish(store, name, say)
         version = _get(store, name, number)
@@ -55,15 +61,24 @@ def promote_by_hand(root: Path, number: str, force: bool, say: Say) -> None:
         if champion == number:
             say(f"version {number} of {name} is the champion already")
             return
+        if approval is not None and champion != approval.champion:
+            raise Overtaken(
+                f"version {number} of {name} is not promoted: it was approved beside {_called(approval.champion)}, "
+                f"and the champion is {_called(champion)} by now: compare the two with `dvc repro -f -s register`"
+            )
         _check(store, name, version, root, force)
         _move(store, name, Move(number, champion))
+        if approval is not None or version.tags.get(GATE) == WAITS:
+            words = "promoted by hand" if approval is None else approval.words("approved")
+            with speaking(store.location):
+                store.client.set_model_version_tag(name, number, GATE, f"passed: {words}")
     say(f"version {number} of {name} is the champion now; {_before(champion)}")
 
 
 def rollback(root: Path, force: bool, say: Say) -> None:
     """Makes `previous` the champion again, and the champion `previous`. Raises TrackingError as `promote_by_hand`
     does, but for gates: it was a champion. One that was killed half-way is finished, and that is all."""
-    store, name = _open(root)
+    store, name = open_registry(root)
     with _alone(root):
         finished = _finish(store, name, say)
         if finished is not None and finished.back:
@@ -77,18 +92,30 @@ def rollback(root: Path, force: bool, say: Say) -> None:
     say(f"version {number} of {name} is the champion again; {_before(champion)}")
 
 
-def _open(root: Path) -> tuple[Store, str]:
+def refuse(root: Path, number: str, approval: Approval, say: Say) -> None:
+    """Writes to a version who does not want it and why: from now on it misses a gate. Raises Overtaken where it is
+    the champion already."""
+    store, name = open_registry(root)
+    with _alone(root):
+        _get(store, name, number)
+        if aliases_of(store, name).get(CHAMPION) == number:
+            raise Overtaken(f"version {number} of {name} is not refused: it has become the champion since")
+        with speaking(store.location):
+            store.client.set_model_version_tag(name, number, GATE, f"missed: {approval.words('refused')}")
+    say(f"version {number} of {name} is refused: {approval.words('refused')}")
+
+
+def open_registry(root: Path) -> tuple[Store, str]:
+    """(the store, the registered model of this project). Raises NoRegistry before the first run."""
     location = locate(root)
     if location.database is not None and not location.database.exists():  # `connect` would make it
-        raise TrackingError(
-            f"there is no registry yet ({location.shown}): run the pipeline, or set MLFLOW_TRACKING_URI"
-        )
+        raise NoRegistry(f"there is no registry yet ({location.shown}): run the pipeline, or set MLFLOW_TRACKING_URI")
     name = version_address("0", root).removeprefix("models:/").rpartition("/")[0]
     store = connect(root)
     with speaking(store.location):
         known = [m.name for m in store.client.search_registered_models()]
     if name not in known:
-        raise TrackingError(f"{store.location.shown} has no model {name}: run the pipeline, which registers it")
+        raise NoRegistry(f"{store.location.shown} has no model {name}: run the pipeline, which registers it")
     return store, name
 
 
@@ -139,6 +166,10 @@ def _move(store: Store, name: str, move: Move) -> None:
     promote(store, name, move.version, f"{at}, {_before(move.before)}", move.back)
 
 
+def _called(champion: str | None) -> str:
+    return f"version {champion}" if champion else "none"
+
+
 def _before(champion: str | None) -> str:
     return f"before it was version {champion}" if champion else "there was none before"
 
@@ -161,7 +192,7 @@ def _missed(version: Any) -> list[str]:
     return [
         v.removeprefix("missed: ")
         for k, v in sorted(version.tags.items())
-        if k.startswith(_GATE) and v.startswith("missed")
+        if k.startswith(GATES) and v.startswith("missed")
     ]
 
 

@@ -75,6 +75,7 @@ SMALL: dict[str, Any] = {
         "served_requests": None,
         "min_served_speedup": 1.0,
         "require_engine": False,
+        "promote": "automatic",
     },
 }
 

@@ -42,7 +42,7 @@ def register_settings(**changes: Any) -> dict[str, Any]:
     """The section `register`: every gate is easy."""
     gates = {"min_acceptance_length": 1.0, "min_speedup": 1.0, "max_engine_difference": 0.03, "require_engine": False}
     gates |= {"served_requests": None, "min_served_speedup": 1.0}
-    return {"model_name": None, "bundle_base": False, **gates, **changes}
+    return {"model_name": None, "bundle_base": False, **gates, "promote": "automatic", **changes}
 
 
 def params(**changes: Any) -> Params:

@@ -21,6 +21,7 @@ EASY = Register(
     require_engine=False,
     served_requests=None,
     min_served_speedup=1.0,
+    promote="automatic",
 )
 STRICT = EASY.model_copy(update={"require_engine": True})
 SKIPPED = InEngine(None, "not tried in vLLM: there is none")
