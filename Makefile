@@ -22,7 +22,7 @@ ifneq ($(wildcard $(VLLM_STAMP)),)
 export SPECDEC_VLLM_PYTHON ?= $(VLLM_PYTHON)
 endif
 
-.PHONY: run test test-soak test-gpu test-vllm vllm lint format bench mlflow prefect lock
+.PHONY: run test test-soak test-gpu test-vllm vllm lint format bench mlflow prefect serve-flows lock
 
 run: $(STAMP)
 ifdef PROFILE
@@ -68,6 +68,10 @@ mlflow: $(STAMP)
 
 prefect: $(STAMP)
 	PREFECT_HOME=$(CURDIR)/.specdec/prefect $(BIN)/prefect server start --host 127.0.0.1
+
+# A Prefect server, the deployments of prefect.yaml and a worker for them; Ctrl-C ends all of it (docs/schedules.md).
+serve-flows: $(STAMP)
+	@$(BIN)/python -m flows.serve
 
 # The newest versions that pyproject.toml allows, in an environment of their own.
 lock:

@@ -6,7 +6,6 @@ Stages, order and staleness come from DVC (`flows.graph`); a stage is a task (`f
 `PREFECT_API_URL` Prefect starts a temporary server for as long as the flow runs.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -20,10 +19,14 @@ import httpx
 import psutil
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.states import Cancelled, State
 
-from flows.alone import alone
+from flows.alone import Busy, alone
+from flows.announce import tell
 from flows.graph import Plan, Stage, allow_no_git, read_plan
 from flows.process import Commands, looking_after
+from flows.promote import request
+from flows.server import a_gpu
 from flows.stage_task import StageFailed, run_stage
 from flows.summary import artifact_table, print_summary
 from flows.turns import Turns
@@ -34,22 +37,39 @@ from specdec.tracking.store import hide_credentials
 
 
 @flow(name="pipeline", persist_result=False)
-def pipeline() -> None:
-    """Brings every stage of `dvc.yaml` up to date. Raises StageFailed, naming the first that failed."""
-    logger = get_run_logger()
+def pipeline() -> State | None:
+    """Brings every stage of `dvc.yaml` up to date. Raises StageFailed, naming the first that failed. Where another
+    run goes on in the folder, this one ends as cancelled, and says so."""
     root = project_root()
+    try:
+        with alone(root):
+            bring_up_to_date(root)
+    except Busy as error:
+        get_run_logger().warning("%s", error)
+        return Cancelled(message=str(error))
+    return None
+
+
+def bring_up_to_date(root: Path) -> None:
+    """Everything in between: the run's record, a GPU, the stages; then who is told and asked."""
+    logger = get_run_logger()
     params = load_params(root / "params.yaml")
+    allow_no_git(root)
     plan = read_plan(root)
     commands = Commands()
     with ExitStack() as stack:
         stack.enter_context(looking_after(temporary_servers()))
         if not plan.up_to_date:
+            stack.enter_context(a_gpu(logger.info))
             run_id = stack.enter_context(recording(params, root))
             logger.info("MLflow run %s", run_id)
         stack.callback(commands.stop)
         run_stages(plan, root, commands)
     if rows := artifact_table(root):
         create_table_artifact(rows, key="drafters", description="What was measured and registered")
+    tell(root, "the gates", logger.info)
+    if params.register_.promote == "approval":
+        request(root, logger.info)
 
 
 def run_stages(plan: Plan, root: Path, commands: Commands) -> None:
@@ -103,7 +123,6 @@ def temporary_servers() -> list[int]:
 
 def main() -> None:
     """The command line: exits 0, or with the error's code after one line on stderr."""
-    _hide_our_tracebacks()
     # Prefect calls this handler after its own; the default one would end us before the temporary server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -149,18 +168,6 @@ def _check_server(url: str | None) -> None:
             f"the Prefect server {hide_credentials(url)} does not answer ({error or type(error).__name__}): "
             "start it with `make prefect`, or unset PREFECT_API_URL"
         ) from None
-
-
-def _hide_our_tracebacks() -> None:
-    """Prefect logs a traceback for every exception; ours say in one line what a person can do."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], SpecdecError):
-            record.exc_info = None
-        return True
-
-    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
-        logging.getLogger(name).addFilter(shorten)
 
 
 if __name__ == "__main__":

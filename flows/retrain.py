@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from prefect import flow
 
+from flows.alone import alone
 from flows.pipeline import pipeline
 from specdec.config import Params, load_params, validated
 from specdec.data.further_prompts import conversations_of
@@ -30,8 +31,9 @@ def retrain(latest: Path) -> None:
     """Raises DataError where there are no prompts, and whatever the pipeline raises."""
     root = project_root()
     files = prompt_files(latest)
-    state_in_params(root / "params.yaml", latest, files, champion_to_go_on_from(root))
-    pipeline()
+    with alone(root):  # before params.yaml changes under another run
+        state_in_params(root / "params.yaml", latest, files, champion_to_go_on_from(root))
+        pipeline()
 
 
 def prompt_files(latest: Path) -> list[Path]:

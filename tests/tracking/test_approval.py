@@ -1,5 +1,6 @@
 """`register.promote: approval`: what waits, what a person sees, and what an answer does, against a real MLflow."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from specdec.tracking.proposal import propose, waiting
 from specdec.tracking.register import register
 from specdec.tracking.release import list_versions, promote_by_hand, refuse, rollback
 from specdec.tracking.store import Store
-from tests.tracking.example import params, register_settings, write_drafter, write_figures, write_json, write_settings
+from tests.tracking.example import (
+    params,
+    register_settings,
+    write_drafter,
+    write_figures,
+    write_json,
+    write_results,
+    write_settings,
+)
 
 NAME = "specdec-base"
 ASKING = register_settings(promote="approval")
@@ -30,18 +39,32 @@ def tags(store: Store, version: str) -> dict[str, str]:
     return dict(store.client.get_model_version(NAME, version).tags)
 
 
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Path:
+    """Version 2 is the champion, version 3 passes every gate and waits; version 4 passes them, too. Made once."""
+    root = tmp_path_factory.mktemp("registered") / "project"
+    root.mkdir()
+    shutil.copy(tables, root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SPECDEC_EXECUTION", "DVC_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.chdir(root)
+        write_results(root)
+        write_settings(root, register=ASKING)
+        write_figures(root, "two", length=1.7, speedup=1.5)
+        register(params(), silent)
+        write_drafter(root, "one", weights="third")
+        write_figures(root, "one", length=1.9, speedup=1.8)
+        write_drafter(root, "two", weights="fourth")
+        write_figures(root, "two", length=1.9, speedup=1.6)
+        register(params(register=ASKING), silent)
+    return root
+
+
 @pytest.fixture
-def asked(project: Path, store: Store) -> Path:
-    """Version 2 is the champion, version 3 passes every gate and waits; version 4 passes them, too."""
-    write_settings(project, register=ASKING)
-    write_figures(project, "two", length=1.7, speedup=1.5)
-    register(params(), silent)
-    assert aliases(store) == {"champion": "2", "challenger": "1"}
-    write_drafter(project, "one", weights="third")
-    write_figures(project, "one", length=1.9, speedup=1.8)
-    write_drafter(project, "two", weights="fourth")
-    write_figures(project, "two", length=1.9, speedup=1.6)
-    register(params(register=ASKING), silent)
+def asked(project: Path, registered: Path) -> Path:
+    """A copy of `registered`, whose checkpoints stay where they are."""
+    shutil.copytree(registered, project, dirs_exist_ok=True)
     return project
 
 
