@@ -61,13 +61,15 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.prompts
 	$(BIN)/python -m benchmarks.synthesis throughput
 	$(BIN)/python -m benchmarks.synthesis memory
+	$(BIN)/python -m benchmarks.machinery
 
 mlflow: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
 	    --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --default-artifact-root $(CURDIR)/mlartifacts
 
 prefect: $(STAMP)
-	PREFECT_HOME=$(CURDIR)/.specdec/prefect $(BIN)/prefect server start --host 127.0.0.1
+	PREFECT_HOME=$(CURDIR)/.specdec/prefect PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED=events,flow_runs \
+	    $(BIN)/prefect server start --host 127.0.0.1
 
 # A Prefect server, the deployments of prefect.yaml and a worker for them; Ctrl-C ends all of it (docs/schedules.md).
 serve-flows: $(STAMP)

@@ -36,7 +36,9 @@ def test_profiles_and_files_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/serving.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/housekeeping.md", "docs/serving.md"]
+)
 def test_commands_and_their_options_exist(page: str) -> None:
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("specdec ")]

@@ -458,6 +458,33 @@ def rollback(
 
 
 @app.command()
+def clean(
+    keep: Annotated[
+        int, typer.Option(min=1, help="Versions that stay, the newest; as many runs with files, and journals.")
+    ] = 5,
+    keep_caches: Annotated[int, typer.Option(min=0, help="Feature caches that stay, the last used.")] = 2,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is shown, without a question.")] = False,
+) -> None:
+    """Shows what old versions, runs and caches take, and why they can go; removes them when told to."""
+    from rich.console import Console
+
+    from specdec.cli.clean import alone, look, remove_all, show
+    from specdec.tracking.store import project_root
+
+    root = project_root()
+    with alone(root):
+        found = look(root, keep, keep_caches)
+        show(found, Console(width=None if sys.stdout.isatty() else 160))
+        if not found.removals:
+            return
+        if not yes and not (sys.stdin.isatty() and typer.confirm("Remove them?")):
+            print("nothing was removed" + ("" if sys.stdin.isatty() else ": --yes does"))
+            return
+        if left := remove_all(found, _tell):
+            raise SpecdecError(f"{left} of {len(found.removals)} are left: the lines above say why")
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has: engines, versions, GPUs, tools. Exit code 1 where params.yaml needs more."""
     from rich.console import Console

@@ -16,6 +16,7 @@ from typing import Any
 from specdec.config import Params
 from specdec.errors import ModelError
 from specdec.io import sha256_file, sha256_json, write_json
+from specdec.room import need_room, size_of
 from specdec.tracking.lineage import read_json
 from specdec.tracking.recipe import write_recipe
 from specdec.tracking.store import Store, speaking
@@ -73,6 +74,11 @@ class Package:
         """sha256 over the checkpoint's bytes and the base's identity: the drafter, however it is packed."""
         return drafter_identity(self.checkpoint, self.provenance.get("identity"))
 
+    def size(self) -> int:
+        """Bytes, nearly."""
+        parts = [self.checkpoint, self.evaluation, self.engine, *([self.base] if self.bundle_base else [])]
+        return sum(map(size_of, parts))
+
     def content(self) -> str:
         """sha256 over the drafter and all that decides how its model loads: same content, same version."""
         packed = {"bundle_base": self.bundle_base, "dtype": self.dtype}
@@ -98,8 +104,13 @@ def find_model(store: Store, content: str) -> str | None:
 
 
 def log_model(store: Store, run_id: str, package: Package, tags: dict[str, str]) -> str:
-    """Uploads the model and returns its id. Remains of an attempt that was killed are removed."""
+    """Uploads the model and returns its id. Remains of an attempt that was killed are removed.
+
+    Raises SpecdecError where the disk that it goes to has no room.
+    """
     content = package.content()
+    if store.location.artifacts is not None:
+        need_room(store.location.artifacts, package.size(), f"the model of {package.drafter}")
     for broken in _search(store, content):
         if str(broken.status) != "READY":
             store.client.delete_logged_model(broken.model_id)

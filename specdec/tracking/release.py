@@ -13,10 +13,11 @@ from specdec.tracking.approval import GATE, WAITS, Approval, Overtaken
 from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
 from specdec.tracking.model import holds_checkpoint
-from specdec.tracking.promotion import CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
+from specdec.tracking.promotion import BY_HAND, CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
 from specdec.tracking.store import Store, connect, locate, speaking
 
 GATES = "specdec.gate."  # begins the tags of gates
+_TIME = "%Y-%m-%d %H:%M:%S"
 
 Say = Callable[[str], None]
 
@@ -105,6 +106,14 @@ def refuse(root: Path, number: str, approval: Approval, say: Say) -> None:
     say(f"version {number} of {name} is refused: {approval.words('refused')}")
 
 
+def promoted_by_hand(version: Any) -> datetime | None:
+    """When a version was last made the champion by a person, as its tag says."""
+    try:
+        return datetime.strptime(version.tags[BY_HAND][:19], _TIME).replace(tzinfo=UTC)
+    except (KeyError, ValueError):  # never; or somebody has changed the tag
+        return None
+
+
 def open_registry(root: Path) -> tuple[Store, str]:
     """(the store, the registered model of this project). Raises NoRegistry before the first run."""
     location = locate(root)
@@ -162,7 +171,7 @@ def _finish(store: Store, name: str, say: Say) -> Move | None:
 
 
 def _move(store: Store, name: str, move: Move) -> None:
-    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    at = datetime.now(UTC).strftime(f"{_TIME} UTC")
     promote(store, name, move.version, f"{at}, {_before(move.before)}", move.back)
 
 

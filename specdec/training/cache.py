@@ -10,6 +10,7 @@ the others are made again, to the same bytes. Training maps the shards into memo
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -77,6 +78,8 @@ class FeatureCache:
         _Writer(target, rows, aux_layers, layout, folder, rows_per_pass, say).write(missing)
         if is_main() and not (folder / "index.json").exists():
             write_json(folder / "index.json", {**about, "rows": len(rows), "shards": layout.shards})
+        if is_main():
+            os.utime(folder / "index.json")  # when it was used last: `specdec clean` removes the others first
         return cls(target, layout, keys, folder)
 
     def features(self, batch: Batch) -> Features:

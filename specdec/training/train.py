@@ -17,6 +17,7 @@ from specdec.drafters.unrolled import Unrolled
 from specdec.errors import LAUNCHER, ConfigError, DataError, ModelError
 from specdec.io import write_text
 from specdec.progress import Steps
+from specdec.room import need_room, size_of
 from specdec.targets import Target
 from specdec.training.cache import FeatureCache
 from specdec.training.checkpoints import MarkComplete, last_complete, load_best, step_of
@@ -53,7 +54,8 @@ def train(
     work: checkpoints, and nothing else's; a whole one that is there is gone on from, to the same weights that an
     undisturbed run would have. cache: where `features: cached` keeps the base's states, for other runs too.
     Ctrl-C and SIGTERM end it behind the step it is in, with a checkpoint: see `Interruption`.
-    Raises DataError when no row has an answer, ModelError when the loss is not finite.
+    Raises DataError when no row has an answer, ModelError when the loss is not finite, SpecdecError when the disk has
+    no room for the checkpoints.
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if not any(row.loss_mask.any() for row in rows):
@@ -69,6 +71,8 @@ def train(
     finished = work / FINISHED
     with state().main_process_first():
         resume = last_complete(work, say) if work.exists() else None
+    if is_main():
+        _check_room(drafter, settings, planned, work)
     steps = step_of(resume) if resume else 0
     if resume:
         say(f"going on from {Path(resume).name}")
@@ -91,6 +95,14 @@ def train(
             ending.end_if_told()
     metrics = validate(features_of, drafter, validation_rows, settings.rows_per_pass)
     return TrainingResult(metrics, steps)
+
+
+def _check_room(drafter: Drafter, settings: TrainingSettings, planned: int, work: Path) -> None:
+    """Raises SpecdecError where the checkpoints will not fit: a full disk would end the training hours later."""
+    weights = sum(p.numel() * p.element_size() for p in drafter.parameters() if p.requires_grad)
+    # Beside those that are kept the best one, and the one that is being written; Adam has two moments a weight.
+    count = min(settings.keep_checkpoints + 2, planned // settings.save_steps + 1)
+    need_room(work, count * 3 * weights - size_of(work), f"{work}: {count} checkpoints at a time")
 
 
 def _tell_first() -> None:

@@ -1,0 +1,76 @@
+"""DVC's cache: what no commit, no experiment and not the workspace needs. DVC is called as a command.
+
+The scope is `dvc gc --workspace --all-commits --all-experiments`: whatever is recorded in any commit that a branch or
+tag reaches stays, and so do results of now. Never a remote: other clones' commits, which are not here, may need it.
+"""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from specdec.errors import SpecdecError, TransientError
+from specdec.room import Removal, size_of
+
+_REMOVING = re.compile(r"^Removing (?P<path>/.+)$", re.MULTILINE)
+_WHOLE = ["--workspace", "--all-commits", "--all-experiments"]
+
+
+def check_idle(root: Path) -> None:
+    """Raises TransientError where a `dvc repro` is going on: it says so in its lock, which a kill leaves behind."""
+    try:
+        locks = json.loads((root / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    holders = [h for lock in locks.values() for h in (lock.get("write"), *(lock.get("read") or [])) if h]
+    for holder in holders:
+        if psutil.pid_exists(int(holder["pid"])):
+            raise TransientError(
+                f"`{holder['cmd']}` is going on in this folder (pid {holder['pid']}): wait for it, or stop it"
+            )
+
+
+def cache_removal(root: Path) -> tuple[Removal | None, str]:
+    """(what can go, why the cache is left as it is); None and "" where it holds nothing else."""
+    if not (root / ".dvc").is_dir():
+        return None, ""
+    cache = Path(_dvc(root, "cache", "dir").strip())
+    if not cache.resolve().is_relative_to((root / ".dvc").resolve()):
+        return (
+            None,
+            f"DVC's cache {cache} is outside this project, and others may use it: `dvc gc --projects` knows how",
+        )
+    try:
+        told = _dvc(root, "gc", *_scope(root), "--dry")
+    except SpecdecError as error:
+        return None, str(error)
+    found = [Path(path) for path in _REMOVING.findall(told)]
+    if not found:
+        return None, ""
+    what = f"{len(found)} objects of {cache.relative_to(root)}"
+    why = "results that no commit, no experiment and not the workspace holds"
+    return Removal(what, why, sum(map(size_of, found)), functools.partial(_collect, root)), ""
+
+
+def _collect(root: Path) -> None:
+    _dvc(root, "gc", *_scope(root), "--force")
+
+
+def _scope(root: Path) -> list[str]:
+    """Without git there is the workspace alone."""
+    return _WHOLE if any((folder / ".git").exists() for folder in (root, *root.parents)) else ["--workspace"]
+
+
+def _dvc(root: Path, *command: str) -> str:
+    """Its output. Raises SpecdecError with the last line of one that failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *command], cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise SpecdecError(f"`dvc {' '.join(command)}` failed, and the cache is left as it is: {last}")
+    return done.stdout + done.stderr

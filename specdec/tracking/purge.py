@@ -1,0 +1,122 @@
+"""Removing from MLflow: a version first, then its model, and the files last.
+
+`mark the model, delete the version, delete the model, remove its files`: killed in between, every version that is
+left is whole, and the mark or MLflow's own trash says what is to be finished. `mlflow gc` is not used: it cannot be
+told to leave the deleted runs, models and experiments of others.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from specdec.errors import TrackingError
+from specdec.room import size_of
+from specdec.tracking.checkpoints import REGISTRY
+from specdec.tracking.promotion import aliases_of
+from specdec.tracking.store import Store, speaking
+
+UNREGISTERED = "specdec.unregistered"  # of a model whose version is being removed: NAME/VERSION
+
+
+def remove_version(store: Store, name: str, number: str, model: str) -> None:
+    if number in aliases_of(store, name).values():
+        raise TrackingError(f"version {number} of {name} has got an alias meanwhile")
+    with speaking(store.location):
+        every = [v for v in pages(store.client.search_model_versions) if model_of(v) == model]
+        alone = [(v.name, str(v.version)) for v in every] == [(name, number)]
+        there = _is_there(store, model)
+        if alone and there:
+            store.client.set_logged_model_tags(model, {UNREGISTERED: f"{name}/{number}"})
+        store.client.delete_model_version(name, number)
+    if alone and there:
+        remove_model(store, model)
+
+
+def remove_model(store: Store, model: str) -> None:
+    with speaking(store.location):
+        store.client.delete_logged_model(model)
+    purge_model(store, model)
+
+
+def purge_model(store: Store, model: str) -> None:
+    """Files first: while MLflow's trash names the model, the next clean finds it."""
+    backend = database(store)
+    if backend is None:  # a server's files are its keeper's: `mlflow gc` there
+        return
+    with speaking(store.location):
+        _remove_files(backend.get_logged_model(model, allow_deleted=True).artifact_location, model)
+        backend._hard_delete_logged_model(model)
+
+
+def purge_run(store: Store, run: str) -> None:
+    backend = database(store)
+    assert backend is not None
+    with speaking(store.location):
+        found = backend.get_run(run)
+        if found.info.lifecycle_stage != "deleted":
+            raise TrackingError(f"run {run} was restored meanwhile")
+        _remove_files(found.info.artifact_uri, run)
+        backend._hard_delete_run(run)
+
+
+def _remove_files(uri: str, owner: str) -> None:
+    """MLflow's layout: `.../OWNER/artifacts`. Anything else is not ours to remove."""
+    folder = local_folder(uri)
+    if folder is None or (folder.name, folder.parent.name) != ("artifacts", owner):
+        raise TrackingError(f"the files of {owner} are in {uri}: remove them there")
+    if folder.parent.exists():
+        shutil.rmtree(folder.parent)
+
+
+def database(store: Store) -> Any | None:
+    """The database behind the client, as `mlflow gc` uses it; None for a server or another database."""
+    return None if store.location.database is None else store.client._tracking_client.store
+
+
+def _is_there(store: Store, model: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.get_logged_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def model_size(store: Store, model: str) -> int | None:
+    from mlflow.exceptions import MlflowException
+
+    with speaking(store.location):
+        try:
+            folder = local_folder(store.client.get_logged_model(model).artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return 0
+    return None if folder is None else size_of(folder)
+
+
+def model_of(version: Any) -> str:
+    """The logged model behind a version; empty for a version of someone else's."""
+    kind, _, model = str(version.source).partition(REGISTRY)
+    return model if not kind and model.startswith("m-") else ""
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder of a `file:` URI or a plain path."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") and parts.path.startswith("/") else None
+
+
+def pages(search: Callable[..., Any], *given: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(*given, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
