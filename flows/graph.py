@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Stage:
 
     retries: how often a failure that may pass (exit code 75) is tried again, after retry_delay seconds.
     exclusive: it runs alone, because it measures time or fills the machine. upstream: names of stages.
+    here: it may run on this machine; else it can only be brought from the remote.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Stage:
     retries: int = 0
     retry_delay: float = 10.0
     exclusive: bool = False
+    here: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,36 @@ class Plan:
     def up_to_date(self) -> bool:
         return not self.changed
 
+    def only(self, names: list[str]) -> "Plan":
+        """Of these stages (`train`: every `train@...`) and what they need; nothing else may run here.
+
+        Raises ConfigError for a name that no stage has.
+        """
+        known = {stage.name for stage in self.stages} | {stage.name.partition("@")[0] for stage in self.stages}
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"dvc.yaml has no stage {', '.join(unknown)}: it has {', '.join(sorted(known))}")
+        wanted: set[str] = set()
+        kept = []
+        for stage in reversed(self.stages):
+            here = stage.name in names or stage.name.partition("@")[0] in names
+            if here or stage.name in wanted:
+                wanted |= {stage.name, *stage.upstream}
+                kept.append(replace(stage, here=here))
+        return Plan(tuple(reversed(kept)), self.changed & wanted)
+
 
 def read_plan(root: Path) -> Plan:
     """Raises ConfigError when there is no pipeline or DVC cannot read it, TransientError when it is busy."""
     if not (root / "dvc.yaml").is_file():
         raise ConfigError(f"dvc.yaml is not in {root}: run this in the root of the repository")
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         stages = tuple(_stage(s, repo.index.graph) for s in _sorted(repo.index.graph))
         return Plan(stages, frozenset(repo.status()))
 
 
 def is_changed(root: Path, stage: str) -> bool:
     """Whether DVC would run this stage now."""
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         return bool(repo.status([stage]))
 
 
@@ -76,7 +95,8 @@ def allow_no_git(root: Path) -> bool:
 
 
 @contextmanager
-def _repo(root: Path) -> Iterator[Any]:
+def open_repo(root: Path, config: dict[str, Any] | None = None) -> Iterator[Any]:
+    """DVC's repository; `config` is laid over its settings. Raises ConfigError, TransientError where DVC is busy."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -84,7 +104,7 @@ def _repo(root: Path) -> Iterator[Any]:
     with _ONE_AT_A_TIME:
         try:
             # A repository object remembers what it read, so each question gets a new one (0.1 s).
-            with Repo(str(root), _wait_for_lock=True) as repo:
+            with Repo(str(root), config=config, _wait_for_lock=True) as repo:
                 yield repo
         except LockError as error:
             raise TransientError(f"DVC is busy ({_first(error)}): wait for the other run to end") from None

@@ -12,9 +12,11 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.graph import Stage, is_changed
 from flows.process import Commands
+from flows.remote import ABSENT, REMOTE
 from flows.turns import Turns
 from specdec.errors import EX_TEMPFAIL, SpecdecError
 
+Log = Callable[[str], None]
 _KEPT = 200  # lines of output that a failure is explained from
 _SHOWN = 10
 _ERROR = "specdec: error: "
@@ -38,6 +40,17 @@ class StageFailed(SpecdecError):
         super().__init__(f"{stage} failed (exit code {code}): {explanation(lines)}")
 
 
+class NotHere(SpecdecError):
+    """A stage that may not run on this machine, and that no other one has run."""
+
+    def __init__(self, stage: str, remote: str | None) -> None:
+        where = f"the remote {remote} has no run of it with these inputs" if remote else f"{REMOTE} names no remote"
+        super().__init__(
+            f"{stage} is not asked for here, and cannot be brought: {where}. Run it where it belongs first; "
+            "or, as its kind never travels (an output that git holds: compare, register), name it too"
+        )
+
+
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:
     """Prefect's question whether to try again: only what the stage itself calls temporary."""
     error = state.result(raise_on_failure=False)
@@ -45,19 +58,56 @@ def may_pass(_task: Any, _run: Any, state: Any) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=may_pass)
-def run_stage(stage: Stage, root: Path, commands: Commands, turns: Turns) -> bool:
-    """Brings one stage up to date; says whether it had to run. Raises StageFailed."""
-    logger = get_run_logger()
+def run_stage(stage: Stage, root: Path, commands: Commands, turns: Turns, remote: str | None) -> bool:
+    """Brings one stage up to date; says whether it had to run. Raises StageFailed, NotHere."""
     with turns.take(stage.exclusive):
-        if not is_changed(root, stage.name):
-            logger.info("%s: up to date", stage.name)
-            return False
-        reproduce(stage.name, root, commands, logger.info)
-        return True
+        return bring_or_run(stage, root, commands, remote, get_run_logger().info)
 
 
-def reproduce(stage: str, root: Path, commands: Commands, log: Callable[[str], None]) -> None:
+def bring_or_run(stage: Stage, root: Path, commands: Commands, remote: str | None, log: Log) -> bool:
+    """With a remote: what another machine has run is brought from there, what is this one's is sent there."""
+    changed = is_changed(root, stage.name)
+    runs = changed and not (remote and bring(stage.name, root, commands, log))
+    if not changed:
+        log(f"{stage.name}: up to date")
+    if runs and not stage.here:
+        raise NotHere(stage.name, remote)
+    if runs:
+        reproduce(stage.name, root, commands, log)
+    if remote and stage.here:
+        travel("send", stage.name, root, commands, log)
+    return runs
+
+
+def bring(stage: str, root: Path, commands: Commands, log: Log) -> bool:
+    """Says whether the remote had it. Raises StageFailed."""
+    if travel("fetch", stage, root, commands, log) == ABSENT:
+        return False
+    if is_changed(root, stage):
+        reproduce(stage, root, commands, log)  # DVC restores it from its cache
+    log(f"{stage}: brought from the remote")
+    return True
+
+
+def reproduce(stage: str, root: Path, commands: Commands, log: Log) -> None:
     """Runs the stage through DVC, whatever its state. Raises StageFailed."""
+    _run(stage, ["dvc", "--wait-for-lock", "repro", "--single-item", stage], root, commands, log)
+
+
+def travel(action: str, stage: str, root: Path, commands: Commands, log: Log) -> int:
+    """0, or ABSENT. Raises StageFailed."""
+    return _run(stage, ["flows.remote", action, stage], root, commands, log, (ABSENT,))
+
+
+def _run(
+    stage: str,
+    module: list[str],
+    root: Path,
+    commands: Commands,
+    log: Log,
+    accepted: tuple[int, ...] = (),
+) -> int:
+    """The exit code of a Python module with its arguments: 0 or one that is accepted."""
     output: deque[str] = deque(maxlen=_KEPT)
 
     def forward(line: str) -> None:
@@ -66,11 +116,11 @@ def reproduce(stage: str, root: Path, commands: Commands, log: Callable[[str], N
         if not line.strip().startswith(_HINTS):
             log(line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    code = commands.run(command, forward, root)
-    if code != 0:
+    code = commands.run([sys.executable, "-m", *module], forward, root)
+    if code != 0 and code not in accepted:
         lines = list(output)
         raise StageFailed(stage, stage_code(lines, code), lines)
+    return code
 
 
 def stage_code(lines: list[str], code: int) -> int:

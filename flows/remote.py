@@ -1,0 +1,174 @@
+"""What another machine has run comes from DVC's remote, and what ran here goes there.
+
+    python -m flows.remote fetch STAGE     into DVC's cache, from which `dvc repro` restores the stage without running
+                                           it; exits with 3 where no machine has run it with these inputs
+    python -m flows.remote send STAGE
+
+`SPECDEC_DVC_REMOTE` names the remote. What travels is DVC's run cache: a small entry, under a hash of the stage's
+command, inputs and settings, says which outputs came of them. `dvc push --run-cache` sends every entry there is, and
+leaves out the metrics that git holds (`cache: false`), without which DVC restores nothing elsewhere; so a stage's own
+entry is sent here, with all that it names. A stage with an output that git holds (a receipt: `registry.json`) has no
+entry, as DVC itself keeps none: it always runs where it is wanted.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.graph import open_repo
+from specdec.errors import ConfigError, SpecdecError, TransientError
+from specdec.tracking.store import hide_credentials, project_root
+
+REMOTE = "SPECDEC_DVC_REMOTE"
+ABSENT = 3
+
+
+def remote_name(root: Path) -> str | None:
+    """The one that `SPECDEC_DVC_REMOTE` names; None: nothing travels. Raises ConfigError where DVC has none such."""
+    name = os.environ.get(REMOTE)
+    if not name:
+        return None
+    with open_repo(root) as repo:
+        known = sorted(repo.config["remote"])
+    if name not in known:
+        raise ConfigError(
+            f"{REMOTE} is {name!r}, and DVC has no such remote (it has: {', '.join(known) or 'none'}): "
+            f"`dvc remote add {name} URL`"
+        )
+    return name
+
+
+def fetch(repo: Any, stage: Any) -> bool:
+    """Says whether DVC can now bring the stage up to date without running it.
+
+    Raises TransientError where the outputs of a run that is known are not all there: a stage that another machine
+    has run is never run again because a connection broke.
+    """
+    from dvc.exceptions import DvcException
+
+    if not stage.changed(allow_missing=True):  # `dvc.lock` came with git, and only the files are missing
+        with contextlib.suppress(DvcException):  # or they were never pushed
+            repo.pull([stage.addressing])
+        if not repo.stage.get_target(stage.addressing).changed():
+            return True
+    key = _key(stage)
+    if key is None:
+        return False
+    there, here = _entries(repo, key)
+    if not there.fs.exists(there.path):
+        return False
+    # Two machines may have run it at the same time: all others take the same one.
+    value = min(there.fs.name(path) for path in there.fs.find(there.path))
+    here.take(there, value)
+    if not _is_whole(repo, key, value):
+        raise TransientError(
+            f"another machine has run {stage.addressing}, and not all of its outputs came from the remote: try "
+            f"again; if they were removed there, remove {there.path} too, and it runs again"
+        )
+    return True
+
+
+def send(repo: Any, stage: Any) -> None:
+    """Sends the outputs, then the entry that names them: whoever sees the entry finds the outputs. Raises
+    TransientError."""
+    key = _key(stage)
+    if key is None:
+        repo.push([stage.addressing])
+        return
+    from dvc.stage.cache import _get_cache_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    there, here = _entries(repo, key)
+    value = _get_cache_hash(to_single_stage_lockfile(stage))
+    if there.fs.exists(there.file(value)):
+        return
+    repo.stage_cache.save(stage)
+    for odb, objects in repo.stage_cache.get_used_objs([(key, value)]).items():
+        if repo.cloud.push(objects, odb=odb).failed or repo.cloud.status(objects, odb=odb).missing:
+            raise TransientError(f"the outputs of {stage.addressing} did not all reach the remote: run it again")
+    there.take(here, value)
+
+
+class _Entries:
+    """The entries of one key in DVC's cache here, or in the remote."""
+
+    def __init__(self, odb: Any, key: str) -> None:
+        self.fs = odb.fs
+        self.path = odb.fs.join(odb.path, "runs", key[:2], key)
+
+    def file(self, value: str) -> str:
+        return str(self.fs.join(self.path, value))
+
+    def take(self, source: "_Entries", value: str) -> None:
+        from dvc.fs import generic
+
+        self.fs.makedirs(self.path, exist_ok=True)
+        generic.copy(source.fs, source.file(value), self.fs, self.file(value))
+
+
+def _entries(repo: Any, key: str) -> tuple[_Entries, _Entries]:
+    """(in the remote, here)."""
+    remote = repo.cloud.get_remote_odb(command="push", hash_name="md5-dos2unix")  # where DVC keeps its run cache
+    return _Entries(remote, key), _Entries(repo.cache.legacy, key)
+
+
+def _key(stage: Any) -> str | None:
+    """The hash under which DVC keeps runs of this stage on what its inputs are now; None: it keeps none."""
+    from dvc.stage.cache import _can_hash, _get_stage_hash
+
+    if any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot)):
+        return None
+    stage.save_deps()
+    return _get_stage_hash(stage) if _can_hash(stage) else None
+
+
+def _is_whole(repo: Any, key: str, value: str) -> bool:
+    from dvc.exceptions import CollectCacheError
+
+    try:
+        used = repo.stage_cache.get_used_objs([(key, value)])  # fetches the lists of folders
+    except CollectCacheError:
+        return False
+    return bool(used) and all(
+        not repo.cloud.pull(objects, odb=odb).failed and not repo.cloud.status(objects, odb=odb).missing
+        for odb, objects in used.items()
+    )
+
+
+def main() -> None:
+    """Exits with ABSENT, or as a stage does."""
+    action, name = sys.argv[1:]
+    root = project_root()
+    remote = remote_name(root)
+    with open_repo(root, {"core": {"remote": remote}}) as repo:
+        from dvc.repo import lock_repo
+
+        with speaking(remote), lock_repo(repo):
+            stage = repo.stage.get_target(name)
+            if action == "send":
+                send(repo, stage)
+            elif not fetch(repo, stage):
+                sys.exit(ABSENT)
+
+
+@contextlib.contextmanager
+def speaking(remote: str | None) -> Iterator[None]:
+    """Each kind of remote raises what its library raises; here it becomes one line without credentials."""
+    try:
+        yield
+    except SpecdecError:
+        raise
+    except Exception as error:
+        told = hide_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise TransientError(f"the DVC remote {remote} fails: {told[:500]}") from error
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpecdecError as error:
+        print(f"specdec: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
