@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 def stage(name: str, *needs: str, **outputs: object) -> dict[str, object]:
     """Writes down that it ran, a folder, and a metric that git would hold."""
     inputs = " ".join(needs)
-    cmd = f"echo {name} >> ran && mkdir {name} && cat {inputs} > {name}/a && cat {inputs} > {name}.json"
+    cmd = f"echo {name} >> ran && mkdir {name} && cat {inputs} > {name}/a && tr 1 m < {needs[0]} > {name}.json"
     return {
         "cmd": cmd,
         "deps": list(needs),
@@ -80,7 +80,7 @@ def test_what_one_machine_has_run_the_other_brings_and_does_not_run(machines: tu
     assert first.bring("one") == ["one"]
     assert second.bring("two") == ["two"]
     assert (first.ran, second.ran) == (["one"], ["two"])
-    assert (second.root / "one.json").read_text() == "1\n"  # a metric that git holds came along
+    assert (second.root / "one.json").read_text() == "m\n"  # a metric that git holds came along
     assert "one: brought from the remote" in second.log
 
 
