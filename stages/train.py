@@ -14,6 +14,7 @@ from specdec.config import DrafterSettings, Environment, load_params
 from specdec.data.packing import PackedRow
 from specdec.drafters import new_drafter
 from specdec.io import read_jsonl, replacing, sha256_file, sha256_json, write_json, write_text
+from specdec.serving.states import vllm_states
 from specdec.targets import Target
 from specdec.tracking import DrafterRun, drafter_run
 from specdec.tracking.warm_start import WarmStart, find_warm_start
@@ -26,7 +27,7 @@ from stages import drafter_name, run, say
 
 DATA = Path("data/synthetic")
 WARM_STARTS = Path(".specdec/warm_start")  # drafters out of the registry
-FEATURES = Path(".specdec/features")  # of `features: cached`; every drafter of the same base and data shares them
+FEATURES = Path(".specdec/features")  # of `cached` and `vllm`; every drafter of the same base and data shares them
 MACHINE = {"answer_tokens_per_second", "data_wait_share", "peak_memory_gb"}  # of the machine, not of the training
 
 
@@ -45,6 +46,7 @@ def main() -> None:
         warm_start(drafter, start.folder)
     provenance = _provenance(settings, target, start)
     work = _work_folder(name, provenance)
+    source = vllm_states(target, Path("models/base"), drafter.aux_layers, training, work / "vllm.log", tell)
     curves = Curves(work / "curves.csv")
     with drafter_run(name, params, _read(work / "mlflow_run")) if is_main() else nullcontext() as tracked:
         if tracked:
@@ -55,7 +57,9 @@ def main() -> None:
             tracked.log_metrics(metrics, step=step)
             curves.add(metrics, step)
 
-        result = train(target, drafter, rows["train"], rows["validation"], training, work, FEATURES, on_log, tell)
+        result = train(
+            target, drafter, rows["train"], rows["validation"], training, work, FEATURES, on_log, tell, source
+        )
         if tracked:
             drafter.save_pretrained(Path("models/drafters") / name, provenance | {"validation": result.metrics})
             _write_metrics(name, result, start, tracked, curves)

@@ -177,7 +177,9 @@ def train(
         int | None, of_training("rows_per_pass", help="Packed rows that a process takes at once.")
     ] = None,
     dtype: Annotated[str | None, of_training("dtype", help="Of the base: float32, bfloat16 or float16.")] = None,
-    features: Annotated[str | None, of_training("features", help="online, or cached: run the base once.")] = None,
+    features: Annotated[
+        str | None, of_training("features", help="online; or cached, vllm: run the base once, there in vLLM.")
+    ] = None,
     warm_start: Annotated[
         str | None, of_training("warm_start", help="Drafter to go on from: a folder, or models:/NAME@ALIAS.")
     ] = None,

@@ -63,6 +63,8 @@ def _train(request: Request, say: Say) -> None:
     from transformers import set_seed
 
     from specdec.drafters import new_drafter
+    from specdec.serving.states import vllm_states
+    from specdec.targets.fetch import base_folder
     from specdec.tracking.warm_start import find_warm_start
     from specdec.training import train, warm_start
     from specdec.training.code import deciding_code
@@ -97,6 +99,8 @@ def _train(request: Request, say: Say) -> None:
         **({"warm_start": start.record()} if start else {}),
     }
     work = root / sha256_json([provenance, deciding_code()])[:16]
+    base = base_folder(request.model)
+    source = vllm_states(target, base, drafter.aux_layers, training, work / "vllm.log", tell)
     result = train(
         target,
         drafter,
@@ -107,6 +111,7 @@ def _train(request: Request, say: Say) -> None:
         root / FEATURES,
         lambda _metrics, _step: None,
         tell,
+        source,
     )
     if is_main():
         drafter.save_pretrained(request.output, provenance | {"validation": result.metrics})

@@ -218,7 +218,10 @@ class TrainingSettings(Section):
     keep_checkpoints: Positive = Field(description="the last ones, beside the best one")
     early_stopping: Positive | None = Field(description="validations without a better one, then it ends; null: never")
     warm_start: str | None = Field(description="trained drafter to go on from: a folder, or models:/NAME@ALIAS")
-    features: Literal["online", "cached"] = Field(description="run the base in every step, or once, onto the disk")
+    features: Literal["online", "cached", "vllm"] = Field(
+        description="run the base in every step; or once, onto the disk: here, or in vLLM"
+    )
+    vllm_args: list[str] = Field(default_factory=list, description="further command line arguments of that vLLM")
     cache_dtype: Literal["float32", "bfloat16", "float8_e4m3fn"] = Field(description="of cached features")
     cache_limit_gb: float = Field(gt=0, description="cached features may not be larger")
     gradient_checkpointing: bool = Field(description="recompute draft positions in the backward pass: less memory")
@@ -228,11 +231,22 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _a_sharded_base_runs_in_step(self) -> Self:
-        if self.shard_base and self.features == "cached":
+        if self.shard_base and self.features != "online":
             raise ValueError(
                 "shard_base: processes write cached features each at its own pace: set features to online"
             )
         return self
+
+    @model_validator(mode="after")
+    def _arguments_have_a_vllm(self) -> Self:
+        if self.vllm_args and self.features != "vllm":
+            raise ValueError(
+                f"vllm_args have no effect with features {self.features}: set it to vllm, or leave them out"
+            )
+        return self
+
+    _no_key = field_validator("vllm_args")(no_key)
+    _what_we_set = field_validator("vllm_args")(what_we_set)
 
     @field_validator("warm_start")
     @classmethod

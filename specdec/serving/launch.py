@@ -14,6 +14,7 @@ from specdec.errors import ConfigError, ServerEnded, ServerError
 from specdec.serving.process import ServerProcess
 
 HOST = "127.0.0.1"
+OURS_ALONE = ("SPECDEC_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")
 START_SECONDS = 1800.0  # a large base on many GPUs takes its time
 SAY_SECONDS, POLL_SECONDS = 5.0, 0.25
 
@@ -35,8 +36,9 @@ class Launch:
 
 
 def server_environment(**settings: str) -> dict[str, str]:
-    """Ours, without the key of another server, and without a look at the hub: the base is a local folder."""
-    inherited = {name: value for name, value in os.environ.items() if name != "SPECDEC_API_KEY"}
+    """Ours, without the key of another server, without our place among several processes, and without a look at the
+    hub: the base is a local folder."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
     return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **settings}
 
 

@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,15 @@ class Vllm:
 @dataclass(frozen=True)
 class Serving:
     """What to serve, and how. dtype: None leaves it to vLLM. max_model_len: None is the base's own. arguments:
-    further ones of the command line. speculative: vLLM's `--speculative-config`; None: no drafter."""
+    further ones of the command line. speculative: vLLM's `--speculative-config`; None: no drafter. environment:
+    beside ours."""
 
     base: Path
     dtype: str | None = None
     max_model_len: int | None = None
     arguments: tuple[str, ...] = ()
     speculative: Mapping[str, Any] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def vllm_launch(serving: Serving, port: int, key: str | None, host: str = HOST) 
     if serving.speculative:
         command += ["--speculative-config", json.dumps(dict(serving.speculative))]
     cuda = answers([python, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"])
-    environment = server_environment(VLLM_NO_USAGE_STATS="1", **({"VLLM_API_KEY": key} if key else {}))
+    environment = server_environment(
+        VLLM_NO_USAGE_STATS="1", **({"VLLM_API_KEY": key} if key else {}), **serving.environment
+    )
     if not cuda:
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -12,6 +12,7 @@ the others are made again, to the same bytes. Training maps the shards into memo
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from specdec.targets import Target
 from specdec.targets import target as target_code
 from specdec.training.features import Batch, collate, compute_features
 from specdec.training.processes import is_main, share, state
+from specdec.training.sources import Run, StateSource
 
 SHARD_BYTES = 256 * 2**20
 _KEYED = ("token_ids", "document_ids", "positions")  # the states depend on nothing else of a row
@@ -59,14 +61,16 @@ class FeatureCache:
         limit_gb: float,
         rows_per_pass: int,
         say: Say,
+        source: StateSource | None = None,
     ) -> "FeatureCache":
         """The cache of these rows below `root`; what it lacks is computed, by each process a share.
 
+        source: who runs the base instead, for the first process alone.
         dtype: `float32`, `bfloat16` or `float8_e4m3fn`. Raises ConfigError above `limit_gb`, SpecdecError when the
         disk is too small, ModelError when the base's states are not finite.
         """
         keys = [_key(np.stack([getattr(row, name) for name in _KEYED])) for row in rows]
-        about = _about(target, keys, aux_layers, dtype)
+        about = _about(target, keys, aux_layers, dtype, source)
         folder = root / sha256_json(about)[:16]
         layout = _Layout.of(rows, target.hidden_size, len(aux_layers), getattr(torch, dtype))
         missing = [shard for shard in range(layout.shards) if not layout.is_whole(folder, shard)]
@@ -75,7 +79,7 @@ class FeatureCache:
             say(size if missing else f"{size}, from {folder}")
         if missing:
             _check_room(root, folder, layout, missing, limit_gb)
-        _Writer(target, rows, aux_layers, layout, folder, rows_per_pass, say).write(missing)
+        _Writer(target, rows, aux_layers, layout, folder, rows_per_pass, say, source).write(missing)
         if is_main() and not (folder / "index.json").exists():
             write_json(folder / "index.json", {**about, "rows": len(rows), "shards": layout.shards})
         if is_main():
@@ -192,11 +196,35 @@ class _Writer:
     folder: Path
     rows_per_pass: int
     say: Say
+    source: StateSource | None
 
     def write(self, missing: list[int]) -> None:
         """Every process calls this with the same shards."""
         state().wait_for_everyone()  # nobody writes while somebody still looks for what is missing
-        own = [missing[i] for i in share(len(missing))]
+        if self.source is None:
+            self._fill([missing[i] for i in share(len(missing))], self._own_pass, self.rows_per_pass)
+        elif missing and is_main():
+            with self.source.opened() as run:
+                self._fill(missing, run, self.source.at_once)
+        else:
+            self._wait_for(missing)
+        state().wait_for_everyone()
+        lost = [shard for shard in missing if not self.layout.is_whole(self.folder, shard)]
+        if lost:
+            raise DataError(
+                f"{_file(self.folder, lost[0])} is not there after it was written: all processes need the same disk"
+            )
+
+    def _wait_for(self, missing: list[int]) -> None:
+        """Not in a collective operation, which would give up after some minutes. Should the first process fail,
+        whoever started us ends us."""
+        while not all(self.layout.is_whole(self.folder, shard) for shard in missing):
+            time.sleep(1)
+
+    def _own_pass(self, rows: list[PackedRow]) -> Features:
+        return compute_features(self.target, collate(rows), self.aux_layers)
+
+    def _fill(self, own: list[int], run: Run, at_once: int) -> None:
         rows = [self.layout.rows(shard) for shard in own]
         total, done = sum(map(len, rows)), 0
 
@@ -209,13 +237,7 @@ class _Writer:
         shown = Steps(self.say, total)
         with shown if is_main() else nullcontext():
             for shard in own:
-                self._write(shard, self._shard(self.layout.rows(shard), passed))
-        state().wait_for_everyone()
-        lost = [shard for shard in missing if not self.layout.is_whole(self.folder, shard)]
-        if lost:
-            raise DataError(
-                f"{_file(self.folder, lost[0])} is not there after it was written: all processes need the same disk"
-            )
+                self._write(shard, self._shard(self.layout.rows(shard), run, at_once, passed))
 
     def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
         try:
@@ -229,15 +251,13 @@ class _Writer:
                 "the features that are written are kept"
             ) from error
 
-    def _shard(self, places: range, passed: Callable[[int], None]) -> dict[str, Tensor]:
+    def _shard(self, places: range, run: Run, at_once: int, passed: Callable[[int], None]) -> dict[str, Tensor]:
         """The tensors of a shard. The passes depend on the shard alone, so its bytes do too."""
-        made = [
-            self._pass(places[i : i + self.rows_per_pass], passed) for i in range(0, len(places), self.rows_per_pass)
-        ]
+        made = [self._pass(places[i : i + at_once], run, passed) for i in range(0, len(places), at_once)]
         return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
-    def _pass(self, places: range, passed: Callable[[int], None]) -> dict[str, Tensor]:
-        features = compute_features(self.target, collate([self.rows[i] for i in places]), self.aux_layers)
+    def _pass(self, places: range, run: Run, passed: Callable[[int], None]) -> dict[str, Tensor]:
+        features = run([self.rows[i] for i in places])
         real = features.document_ids >= 0
         tensors: dict[str, Tensor] = {}
         for name, layers in self.layout.layers.items():
@@ -285,7 +305,9 @@ def _key(keyed: np.ndarray) -> bytes:
 _DECIDING = (Path(__file__), Path(__file__).with_name("features.py"), Path(target_code.__file__))
 
 
-def _about(target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype: str) -> dict[str, Any]:
+def _about(
+    target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype: str, source: StateSource | None
+) -> dict[str, Any]:
     """Everything that decides the bytes of a cache."""
     return {
         "base": target.identity.as_dict(),
@@ -296,6 +318,7 @@ def _about(target: Target, keys: list[bytes], aux_layers: tuple[int, ...], dtype
         "shard_bytes": SHARD_BYTES,
         "code": [sha256_file(file) for file in _DECIDING],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "source": source and source.about,
     }
 
 

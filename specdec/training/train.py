@@ -24,6 +24,7 @@ from specdec.training.checkpoints import MarkComplete, last_complete, load_best,
 from specdec.training.features import FeatureSource, compute_features
 from specdec.training.interruption import EndWhenTold, Interruption, tell_first
 from specdec.training.processes import is_main, shard_base, state
+from specdec.training.sources import StateSource
 from specdec.training.trainer import DrafterTrainer, LogFunction, Schedule, validate
 
 LOG_STEPS = 10  # at most: a short run logs ten times
@@ -48,11 +49,13 @@ def train(
     cache: Path,
     on_log: LogFunction,
     say: Callable[[str], None],
+    source: StateSource | None = None,
 ) -> TrainingResult:
     """Trains `drafter` in place; afterwards it holds the weights with the best validation acceptance length.
 
     work: checkpoints, and nothing else's; a whole one that is there is gone on from, to the same weights that an
-    undisturbed run would have. cache: where `features: cached` keeps the base's states, for other runs too.
+    undisturbed run would have. cache: where `features: cached` keeps the base's states, for other runs too. source:
+    who computes them with `features: vllm`.
     Ctrl-C and SIGTERM end it behind the step it is in, with a checkpoint: see `Interruption`.
     Raises DataError when no row has an answer, ModelError when the loss is not finite, SpecdecError when the disk has
     no room for the checkpoints.
@@ -65,7 +68,7 @@ def train(
     torch.set_float32_matmul_precision("highest" if settings.dtype == "float32" else "high")
     if settings.shard_base:
         shard_base(target)
-    features_of = _feature_source(target, drafter, [*train_rows, *validation_rows], settings, cache, say)
+    features_of = _feature_source(target, drafter, [*train_rows, *validation_rows], settings, cache, say, source)
     set_seed(settings.seed)
     planned = max(1, int(settings.epochs * -(-len(train_rows) // settings.rows_per_step)))
     finished = work / FINISHED
@@ -131,7 +134,12 @@ def _feature_source(
     settings: TrainingSettings,
     cache: Path,
     say: Callable[[str], None],
+    source: StateSource | None,
 ) -> FeatureSource:
+    if (settings.features == "vllm") != (source is not None):
+        raise ConfigError(
+            f"features is {settings.features}: `source` is for vllm (specdec.serving.states), and for it alone"
+        )
     if settings.features == "online":
         return partial(compute_features, target, aux_layers=drafter.aux_layers)
     kept = FeatureCache.build(
@@ -143,6 +151,7 @@ def _feature_source(
         settings.cache_limit_gb,
         settings.rows_per_pass,
         say,
+        source,
     )
     return kept.features
 

@@ -659,7 +659,7 @@ def test_settings_in_messages_are_called_by_their_options(message: str, told: st
         ({"--learning-rate": 0}, "error: --learning-rate: input should be greater than 0"),
         ({"--lr": "nan"}, "error: --lr: input should be a finite number"),
         ({"--num-epochs": -1}, "error: --num-epochs: input should be greater than 0"),
-        ({"--features": "disk"}, "error: --features: input should be 'online' or 'cached'"),
+        ({"--features": "disk"}, "error: --features: input should be 'online', 'cached' or 'vllm'"),
         ({"--dtype": "int8"}, "error: --dtype: input should be 'float32', 'bfloat16' or 'float16'"),
         ({"--max-length": 4096}, "error: --max-length is 4096, and base takes 2048 positions at most"),
         (

@@ -9,6 +9,7 @@ import yaml
 
 from specdec.config import load_params, profile_names, use_profile
 from specdec.errors import ConfigError
+from tests.settings import training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,6 +106,14 @@ def test_the_committed_settings_are_valid() -> None:
         ("benchmark.engine", "sglang", "benchmark.engine: "),
         ("register.max_engine_difference", -0.1, "register.max_engine_difference: "),
         ("drafters.medusa.training.epochs", float("inf"), "drafters.medusa.training.epochs: "),
+        ("drafters.medusa.training.vllm_args", ["-tp=2"], "vllm_args have no effect with features online: set "),
+        ("drafters.medusa.training.vllm_args", ["--api-key=secret"], "training.vllm_args: a key here ends up"),
+        ("drafters.medusa.training.vllm_args", ["--port=80"], "training.vllm_args: --port cannot stand here"),
+        (
+            "drafters.medusa.training",
+            training(features="vllm", shard_base=True),
+            "shard_base: processes write cached features each at its own pace: set features to online",
+        ),
         ("prepare_prompts.validation_share", 0.0, "prepare_prompts.validation_share: "),
         ("evaluate.confidence", True, "evaluate.confidence: "),
         ("evaluate.file_prompts", 0, "evaluate.file_prompts: "),

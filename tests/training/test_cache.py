@@ -9,6 +9,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from specdec.targets.identity import Identity
 from specdec.training import cache as cache_module
 from specdec.training.cache import FeatureCache
 from specdec.training.features import Batch, collate, compute_features
+from specdec.training.sources import Run, StateSource
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
 
 LAYERS = (0, 1, 2)
@@ -321,6 +323,22 @@ def _one_of_two(rank: int, target: Target, root: Path) -> None:
     cache.features(collate(rows()))
 
 
+def _one_of_two_beside_a_source(rank: int, target: Target, root: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    cache_module.SHARD_BYTES = SMALL
+    PartialState(cpu=True)
+    base: Any = Counted(target)
+
+    @contextmanager
+    def opened() -> Iterator[Run]:
+        (root / f"opened-{rank}").touch()
+        yield lambda taken: compute_features(target, collate(taken), LAYERS)
+
+    cache = build(base, root / "source", source=StateSource({"served": 1}, 2, opened))
+    (root / f"source-passes-{rank}").write_text(str(base.passes))
+    cache.features(collate(rows()))
+
+
 def _forks(base: str, root: Path, moments: list[str], port: int) -> None:
     """Imports once, and forks for each moment."""
     torch.set_num_threads(1)
@@ -333,9 +351,10 @@ def _forks(base: str, root: Path, moments: list[str], port: int) -> None:
         with (root / "log").open("a") as log:
             print(json.dumps(line), file=log)
     os.environ["MASTER_PORT"] = str(port)
-    both = [_in_a_child(partial(_one_of_two, rank, target, root)) for rank in range(2)]
-    with (root / "ends").open("w") as ends:
-        json.dump([os.waitpid(process, 0)[1] for process in both], ends)
+    for work, file in ((_one_of_two, "ends"), (_one_of_two_beside_a_source, "source-ends")):
+        both = [_in_a_child(partial(work, rank, target, root)) for rank in range(2)]
+        with (root / file).open("w") as ends:
+            json.dump([os.waitpid(process, 0)[1] for process in both], ends)
 
 
 MOMENTS = ["pass 1", "save 1", "rename 1", "pass 4", "save 2", "rename 2", "save 1", "pass 2", "index 1", "index 1"]
@@ -379,6 +398,17 @@ def test_two_processes_share_the_work(target: Target, forked: Path, tmp_path: Pa
     assert min(passes) > base.passes / 2 - 4
     assert (forked / "said-0").read_text().startswith("features of ")
     assert not (forked / "said-1").exists()
+
+
+def test_two_processes_have_one_source(target: Target, forked: Path, tmp_path: Path) -> None:
+    """The first process asks it for everything; the other one waits, and reads what is there then."""
+    assert json.loads((forked / "source-ends").read_text()) == [0, 0]
+    assert (forked / "opened-0").exists()
+    assert not (forked / "opened-1").exists()
+    assert [(forked / f"source-passes-{rank}").read_text() for rank in range(2)] == ["0", "0"]
+    build(target, tmp_path)
+    made = {file.name: file.read_bytes() for file in shards(forked / "source")}
+    assert made == {file.name: file.read_bytes() for file in shards(tmp_path)}
 
 
 # What is refused
