@@ -8,7 +8,7 @@ writes them. What is behind the final norm is computed here, from the last layer
 import asyncio
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ sys.exit(not (there and "HiddenStateCacheSpec" in (root / "v1/kv_cache_interface
 def vllm_states(
     target: Target, base: Path, aux_layers: tuple[int, ...], settings: TrainingSettings, log: Path, say: Say
 ) -> StateSource | None:
-    """The source that `features: vllm` asks for; None for others. base: the folder of `target`. log: of the server.
+    """The source that `features: vllm` asks for; None for others. base: the folder of `target`. log: of the server;
+    the files of states lie in a folder beside it, a few at a time.
 
     Raises ConfigError where there is no vLLM, or one that cannot hand out states.
     """
@@ -75,16 +76,18 @@ def vllm_states(
     def opened() -> Iterator[Run]:
         asked = _Asked(target, aux_layers, final_norm(target))
         own = _own_states(target, min(PROBE_TOKENS, settings.max_length))
-        with _off_the_gpu(target), tempfile.TemporaryDirectory(prefix="specdec-states-") as folder:
+        with _off_the_gpu(target), _private(log.with_name("states")) as folder:
             serving = _serving(target, base, asked.layers, settings, folder)
             with running_vllm(serving, log, say) as server:
-                asked.check(server, Path(folder), own, say)
-                yield lambda rows: asked.features(server, Path(folder), rows)
+                asked.check(server, folder, own, say)
+                yield lambda rows: asked.features(server, folder, rows)
 
     return StateSource(about, ROWS_AT_ONCE, opened)
 
 
-def _serving(target: Target, base: Path, layers: tuple[int, ...], settings: TrainingSettings, folder: str) -> Serving:
+def _serving(
+    target: Target, base: Path, layers: tuple[int, ...], settings: TrainingSettings, folder: Path
+) -> Serving:
     speculative = {
         "method": "extract_hidden_states",
         "num_speculative_tokens": 1,
@@ -94,7 +97,7 @@ def _serving(target: Target, base: Path, layers: tuple[int, ...], settings: Trai
         "kv_connector": "StatesConnector",
         "kv_connector_module_path": "specdec_states",
         "kv_role": "kv_producer",
-        "kv_connector_extra_config": {"shared_storage_path": folder},
+        "kv_connector_extra_config": {"shared_storage_path": str(folder.resolve())},
     }
     # States of positions that the prefix cache holds are not computed, and so not kept.
     own = ("--no-enable-prefix-caching", "--kv-transfer-config", json.dumps(connector))
@@ -177,6 +180,17 @@ def _own_states(target: Target, tokens: int) -> Tensor:
     read = target.forward(ids, layers=every).auxiliary
     assert read is not None
     return torch.stack(read[0].chunk(len(every), -1)).float().cpu()
+
+
+@contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """An empty folder for this user alone, gone afterwards. What a killed run has left there goes too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

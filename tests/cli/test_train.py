@@ -29,7 +29,9 @@ from specdec.data.conversations import parse_row
 from specdec.data.rendering import render
 from specdec.decoding import generate
 from specdec.drafters import load_drafter
+from specdec.serving.vllm import VLLM_PYTHON
 from specdec.targets import Target
+from tests.serving.states_server import Stand
 from tests.tiny import write_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -689,6 +691,25 @@ def test_what_is_wrong_is_said_in_one_line(
     before = data.read_bytes()
     assert says in refused(specdec(*(part for pair in options.items() for part in pair)))
     assert contents(tmp_path) == {"data.jsonl": before}
+
+
+def test_features_out_of_vllm(
+    specdec: Specdec, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vLLM is played; `tests/vllm` has a real one."""
+    command = ("--model", base, "--data", data, "--mode", "eagle3", "--max-length", 64, "--eval-share", 0.3)
+    monkeypatch.setenv(VLLM_PYTHON, str(tmp_path / "python"))
+    line = refused(specdec(*command, "--features", "vllm", "--output-dir", "out"))
+    assert "--features is vllm, and vLLM is not installed for" in line
+    stand = Stand(Target.from_pretrained(base, device="cpu"))
+    stand.take_over(monkeypatch)
+    done(specdec(*command, "--features", "vllm", "--output-dir", "theirs"))
+    done(specdec(*command, "--features", "cached", "--output-dir", "ours"))
+    assert len(stand.servers) == 1
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-3)
+    assert not (tmp_path / "theirs.work").exists()
 
 
 ID_ROW = {"segments": [{"prompt_token_ids": [1, 4], "token_ids": [9, 9, 2]}]}

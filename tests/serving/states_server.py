@@ -1,6 +1,7 @@
 """What a vLLM with our connector does, as far as its client sees: an answer, and a file of states beside it."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specdec.serving.vllm import RunningVllm
+from specdec.serving import states
+from specdec.serving.vllm import RunningVllm, Serving, Vllm
 from specdec.targets import Target
 
 Tensors = dict[str, Tensor]
@@ -73,7 +76,7 @@ class StatesServer:
 
 
 @contextmanager
-def serving_states(states: StatesServer) -> Iterator[RunningVllm]:
+def serving_states(played: StatesServer) -> Iterator[RunningVllm]:
     """The server on loopback, for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +86,7 @@ def serving_states(states: StatesServer) -> Iterator[RunningVllm]:
             assert self.path == "/v1/completions"
             assert self.headers["authorization"] == "Bearer key"
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, content = states.answer(request)
+            status, content = played.answer(request)
             body = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
@@ -108,5 +111,34 @@ def serving_states(states: StatesServer) -> Iterator[RunningVllm]:
         server.shutdown()
         thread.join()
         server.server_close()
-        for writer in states.writers:
+        for writer in played.writers:
             writer.join()
+
+
+class Stand:
+    """`running_vllm` and `find_vllm`, played. servers: what was started."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.servers, self.servings = target, list[StatesServer](), list[Serving]()
+        self.change: Callable[[Tensors], Tensors | None] = lambda tensors: tensors
+        self.version = "0.32.0"
+
+    def find(self) -> Vllm:
+        return Vllm(sys.executable, self.version, "2.13.0", 0)
+
+    @contextmanager
+    def running(self, serving: Serving, log: Path, say: Any) -> Iterator[RunningVllm]:
+        assert serving.speculative is not None
+        layers = serving.speculative["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
+        given = json.loads(serving.arguments[serving.arguments.index("--kv-transfer-config") + 1])
+        folder = Path(given["kv_connector_extra_config"]["shared_storage_path"])
+        assert folder.stat().st_mode & 0o777 == 0o700
+        self.servings.append(serving)
+        self.servers.append(StatesServer(self.target, tuple(layers), folder, self.change))
+        with serving_states(self.servers[-1]) as server:
+            yield server
+
+    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(states, "running_vllm", self.running)
+        monkeypatch.setattr(states, "find_vllm", self.find)
+        monkeypatch.setattr(states, "answers", lambda _: True)

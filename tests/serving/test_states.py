@@ -1,11 +1,9 @@
 """States from a vLLM: the client's bounds and checks, and a feature cache that is filled by it."""
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,17 @@ from torch import Tensor, nn
 from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.errors import ConfigError, ModelError, RequestRefused, ServerError, SpecdecError
-from specdec.serving import states as states_module
 from specdec.serving import states_client
 from specdec.serving.states import vllm_states
 from specdec.serving.states_client import IN_FLIGHT, Shape, fetch_states
-from specdec.serving.vllm import VLLM_PYTHON, RunningVllm, Serving, Vllm
+from specdec.serving.vllm import VLLM_PYTHON, RunningVllm
 from specdec.targets import Target
 from specdec.targets.final_norm import final_norm
 from specdec.training import cache as cache_module
 from specdec.training.cache import FeatureCache
 from specdec.training.features import collate, compute_features
 from specdec.training.sources import StateSource
-from tests.serving.states_server import StatesServer, Tensors, serving_states
+from tests.serving.states_server import Stand, StatesServer, Tensors, serving_states
 from tests.settings import training
 
 LAYERS = (0, 1, 2)
@@ -146,36 +143,10 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 # A cache that is filled by it
 
 
-class Stand:
-    """`running_vllm` and `find_vllm`, played. servers: what was started."""
-
-    def __init__(self, target: Target) -> None:
-        self.target, self.servers, self.servings = target, list[StatesServer](), list[Serving]()
-        self.change: Callable[[Tensors], Tensors | None] = lambda tensors: tensors
-        self.version = "0.32.0"
-
-    def find(self) -> Vllm:
-        return Vllm(sys.executable, self.version, "2.13.0", 0)
-
-    @contextmanager
-    def running(self, serving: Serving, log: Path, say: Any) -> Iterator[RunningVllm]:
-        assert serving.speculative is not None
-        layers = serving.speculative["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
-        given = json.loads(serving.arguments[serving.arguments.index("--kv-transfer-config") + 1])
-        folder = Path(given["kv_connector_extra_config"]["shared_storage_path"])
-        assert folder.stat().st_mode & 0o777 == 0o700
-        self.servings.append(serving)
-        self.servers.append(StatesServer(self.target, tuple(layers), folder, self.change))
-        with serving_states(self.servers[-1]) as server:
-            yield server
-
-
 @pytest.fixture
 def stand(target: Target, monkeypatch: pytest.MonkeyPatch) -> Stand:
     stand = Stand(target)
-    monkeypatch.setattr(states_module, "running_vllm", stand.running)
-    monkeypatch.setattr(states_module, "find_vllm", stand.find)
-    monkeypatch.setattr(states_module, "answers", lambda _: True)
+    stand.take_over(monkeypatch)
     monkeypatch.setattr(cache_module, "SHARD_BYTES", 3 * LENGTH * 64 * 4 * 4)  # three rows
     return stand
 
@@ -184,7 +155,7 @@ def source(
     target: Target, base: Path, aux_layers: tuple[int, ...] = (2, 0, 1), say: Any = print, **changes: Any
 ) -> StateSource:
     settings = TrainingSettings.model_validate(training(**{"features": "vllm", "max_length": LENGTH, **changes}))
-    made = vllm_states(target, base, aux_layers, settings, base / "vllm.log", say)
+    made = vllm_states(target, base, aux_layers, settings, base.parent / "work" / "vllm.log", say)
     assert made
     return made
 
@@ -213,6 +184,16 @@ def test_features_are_those_of_our_own_pass(
         else:
             assert found.auxiliary is None
     assert not stand.servers[0].folder.exists()
+
+
+def test_what_a_killed_run_left_behind_is_removed(
+    target: Target, base_folder: Path, tmp_path: Path, stand: Stand
+) -> None:
+    left = base_folder.parent / "work" / "states" / "cmpl-0.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of a file")
+    build(target, tmp_path, source(target, base_folder))
+    assert not left.parent.exists()
 
 
 def test_what_is_there_needs_no_server(target: Target, base_folder: Path, tmp_path: Path, stand: Stand) -> None:

@@ -20,7 +20,7 @@ def test_from_conversations_to_a_version_that_vllm_has_loaded(tmp_path: Path, ba
     project = make_project(tmp_path / "project", base_folder, tmp_path / "data")
     project.environment[VLLM_PYTHON] = os.environ[VLLM_PYTHON]
     project.params(
-        drafters={"medusa": medusa(max_length=128)},
+        drafters={"medusa": medusa(max_length=128, features="vllm", vllm_args=["--enforce-eager"])},
         synthesize=SMALL["synthesize"] | {"engine": "vllm"},
         benchmark=SMALL["benchmark"] | {"engine": "auto"},
         register=SMALL["register"] | {"require_engine": True, "max_engine_difference": 0.1},
@@ -44,6 +44,7 @@ def test_from_conversations_to_a_version_that_vllm_has_loaded(tmp_path: Path, ba
     assert own["acceptance_length"]["value"] >= 1
     assert own["same_as_plain"]["share"] == 1.0
     assert set(own["loads"]) == {"1", "2"}
+    assert "vLLM hands out the states of layers 2, " in output.replace("\n", " ")
     version = load("registry.json")["versions"]["medusa"]
     assert version["promoted"], version["reason"]
     assert version["engine"].startswith(f"vLLM {vllm.version}")
