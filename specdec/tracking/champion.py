@@ -8,6 +8,7 @@ from specdec.config import load_params
 from specdec.config.files import PARAMS
 from specdec.errors import TrackingError, TransientError
 from specdec.tracking.checkpoints import REGISTRY, fetch_drafter, look_up
+from specdec.tracking.lineage import read_json
 from specdec.tracking.promotion import CHAMPION, aliases_of
 from specdec.tracking.register import model_name
 from specdec.tracking.store import Store, connect, locate, speaking
@@ -44,13 +45,17 @@ def present_champion(model: str, into: Path) -> PresentChampion:
 
 
 def champion_to_go_on_from(root: Path) -> tuple[str, str] | None:
-    """(`models:/NAME/VERSION`, method) of the champion of the project at `root`; None where there is none."""
+    """(`models:/NAME/VERSION`, method) of the champion of the project at `root`; None where there is none for the
+    base that lies there."""
     name = load_params(root / PARAMS).register_.model_name or model_name(root)
     version = _version(name)
     if version is None:
         return None
     address = f"{REGISTRY}{name}/{version}"
     _, found = look_up(address)
+    identity = read_json(root / "models" / "base" / "specdec.json").get("identity") or {}
+    if found.tags.get("specdec.base.weights") != identity.get("weights"):
+        return None
     return address, str(found.tags.get("specdec.method"))
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from specdec.tracking.champion import PresentChampion, present_champion
+from specdec.tracking.champion import PresentChampion, champion_to_go_on_from, present_champion
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
-from tests.tracking.example import params, write_drafter, write_figures
+from tests.tracking.example import IDENTITY, params, write_drafter, write_figures, write_json
 
 NAME = "specdec-base"
 
@@ -81,3 +81,13 @@ def test_one_whose_weights_are_gone(project: Path, store: Store) -> None:
     found = present_champion(NAME, project / "fetched")
     assert (found.version, found.folder) == ("1", None)
     assert "has no model.safetensors" in found.told
+
+
+def test_a_training_goes_on_from_the_champion_of_this_base_alone(project: Path, store: Store) -> None:
+    assert champion_to_go_on_from(project) is None
+    write_figures(project, "two", speedup=1.5)
+    register(params(), silent)
+    assert champion_to_go_on_from(project) == (f"models:/{NAME}/2", "medusa")
+    base = {"source": "embedded", "name": "tiny/base", "identity": IDENTITY | {"weights": "f" * 64}}
+    write_json(project / "models/base/specdec.json", base)
+    assert champion_to_go_on_from(project) is None
