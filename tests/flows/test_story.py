@@ -1,10 +1,7 @@
 """A drafter's life, against real MLflow and Prefect servers; what it is trained to is written by a script."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +17,8 @@ from safetensors.torch import load_file
 from specdec.tracking.checkpoints import fetch_drafter
 from tests.flows.conftest import Toy, make_toy
 from tests.flows.counting import Counting, serving
-from tests.servers import wait_until_healthy
 from tests.tracking.example import REPOSITORY, mlflow_tables, settings, write_json, write_results
+from tests.tracking.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.soak
 
@@ -89,31 +86,14 @@ class Story:
         return bytes(int(n) for n in numbers).decode().strip()
 
 
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    shutil.copy(mlflow_tables(), folder / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "kept"),
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    server = MlflowServer(tmp_path / "mlflow", mlflow_tables())
     try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
+        server.start()
+        yield server.url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        server.end()
 
 
 @pytest.fixture
