@@ -60,6 +60,7 @@ def check_all(project: Path, seed: int, tries: int, *only: str) -> None:
         check(scenarios[one["scenario"]], one)
 
 
+@pytest.mark.soak
 def test_killed_at_a_few_moments(project: Path) -> None:
     check_all(project, 1, 5, "register a better one", "rollback")
 
