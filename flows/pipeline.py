@@ -20,7 +20,7 @@ import httpx
 import psutil
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.states import Cancelled, State
+from prefect.states import Completed, State
 
 from flows.alone import Busy, alone
 from flows.announce import tell
@@ -44,18 +44,21 @@ def pipeline(
     only: list[str] | None = None, execution: str | None = None, checkout: str | None = None
 ) -> State | None:
     """Brings every stage of `dvc.yaml` up to date. Raises StageFailed, naming the first that failed. Where another
-    run goes on in the folder, this one ends as cancelled, and says so.
+    run goes on in the folder, this one ends as skipped, and says so.
 
     only: these stages (docs/operations.md); what they need is brought from the remote, and does not run here.
-    execution, checkout: of a run over several machines (flows.machines), which is one execution in MLflow.
+    execution, checkout: of a run over several machines (flows.machines), which is one execution in MLflow; there
+    another run raises Busy: the machines behind this one wait for its share.
     """
     root = project_root()
     try:
         with alone(root):
             bring_up_to_date(root, only, execution, checkout)
     except Busy as error:
+        if execution:
+            raise
         get_run_logger().warning("%s", error)
-        return Cancelled(message=str(error))
+        return Completed(name="Skipped", message=str(error))
     return None
 
 

@@ -136,7 +136,7 @@ def story(
 
 
 def test_the_story(story: Story) -> None:
-    pipeline, cli = "flows.pipeline", "specdec.cli.app"
+    pipeline, cli = "flows.pipeline", "specdec"
 
     # The first is promoted.
     story.plan("first", 1.8, 1.3)
