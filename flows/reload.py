@@ -17,7 +17,7 @@ COMMAND = "SPECDEC_ON_CHAMPION"
 
 
 @flow(name="reload", persist_result=False)
-def reload(model: str, version: str, previous: str = "", by: str = "") -> None:
+def reload(model: str, version: str, previous: str | None = None, by: str = "") -> None:
     """Raises TransientError where the command fails."""
     log = get_run_logger().info
     log(f"version {version} of {model} is the champion (by {by or 'somebody'})")
@@ -25,7 +25,7 @@ def reload(model: str, version: str, previous: str = "", by: str = "") -> None:
     if not command:
         log(f"nothing is reloaded: {COMMAND} names no command")
         return
-    os.environ |= {"SPECDEC_CHAMPION": f"models:/{model}/{version}", "SPECDEC_PREVIOUS": previous}
+    os.environ |= {"SPECDEC_CHAMPION": f"models:/{model}/{version}", "SPECDEC_PREVIOUS": previous or ""}
     commands = Commands()
     try:
         code = commands.run(command, log, project_root())

@@ -57,6 +57,8 @@ def test_the_trigger_hears_what_is_announced_and_passes_what_the_flow_takes() ->
     assert trigger.expect == {EVENT}
     from flows.reload import reload
 
+    for expression in spec["parameters"].values():  # `x or ''` would lose its quotes on the way
+        assert re.fullmatch(r"\{\{ event\.payload\.\w+ \}\}", expression)
     assert spec["parameters"].keys() == inspect.signature(reload.fn).parameters.keys()
 
 

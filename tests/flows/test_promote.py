@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from specdec.tracking.promotion import aliases_of
@@ -26,6 +28,7 @@ from tests.tracking.example import (
 
 NAME = "specdec-base"
 ASKING = register_settings(promote="approval")
+PAUSED = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}, "flows": {"name": {"any_": ["promote"]}}}
 
 
 def silent(_: str) -> None:
@@ -44,11 +47,16 @@ def registered(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path
 
 
 @pytest.fixture
-def asked(toy: Toy, registered: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """A copy of `registered`, whose checkpoints stay where they are."""
+def asked(toy: Toy, registered: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+    """A copy of `registered`, whose checkpoints stay where they are. What a failed test leaves waiting is ended."""
     shutil.copytree(registered, toy.root, dirs_exist_ok=True)
     clean(monkeypatch, toy.root)
-    return toy
+    yield toy
+    for process in psutil.Process().children():
+        if "flows.promote" in process.cmdline():
+            process.kill()
+    for run in api(toy, "flow_runs/filter", PAUSED):
+        httpx.delete(f"{toy.environment['PREFECT_API_URL']}/flow_runs/{run['id']}", timeout=30)
 
 
 def clean(patch: pytest.MonkeyPatch, root: Path) -> None:
@@ -95,10 +103,9 @@ def api(toy: Toy, path: str, content: Any = None) -> Any:
 
 def waiting_runs(toy: Toy, wanted: int = 1) -> list[dict[str, Any]]:
     """The runs that wait for an answer, once there are so many of them."""
-    paused = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}, "flows": {"name": {"any_": ["promote"]}}}
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = api(toy, "flow_runs/filter", paused)
+        found = api(toy, "flow_runs/filter", PAUSED)
         if len(found) == wanted:
             return list(found)
         time.sleep(0.2)
@@ -125,7 +132,7 @@ def test_of_two_that_say_yes_one_wins_and_the_other_is_told_why_not(asked: Toy) 
     assert any("- speedup: passed: speedup 1.700 (needs 1.000)" in a["data"] for a in artifacts)
     refused = answer(asked, runs[0], approve="perhaps", by="Anna")
     assert refused["status"] == "REJECT"
-    promote_by_hand(asked.root, "2", False, silent)  # overtakes both
+    promote_by_hand(asked.root, "2", True, silent)  # overtakes both
     answer(asked, runs[0], approve=True, by="Anna", why="faster")
     answer(asked, runs[1], approve=False, by="Bert", why="not on a Friday")
     outputs = sorted((ended(p) for p in processes), reverse=True)
