@@ -58,20 +58,25 @@ def main() -> None:
     table = Table(title=f"seconds of wall clock (of the processor), least of {options.rounds}", title_justify="left")
     for column in ("", "a stage", "start"):
         table.add_column(column)
+
+    def add(*cells: str) -> None:
+        table.add_row(*cells)
+        print(*cells, sep="  ", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="specdec-machinery-") as folder:
         work = Path(folder)
         os.environ["PREFECT_HOME"] = str(work / "prefect")
         project = make_project(work / "flow")
         run_flow(project, 1)  # makes Prefect's database
-        table.add_row("flow, temporary Prefect server", *stage_and_start(project, options))
+        add("flow, temporary Prefect server", *stage_and_start(project, options))
         with prefect_server() as url:
             os.environ["PREFECT_API_URL"] = url
-            table.add_row("flow, Prefect server that runs", *stage_and_start(project, options))
+            add("flow, Prefect server that runs", *stage_and_start(project, options))
             del os.environ["PREFECT_API_URL"]
         repository = make_repository(work / "repository")
         for name, command in (("dvc repro", ["dvc", "repro"]), ("make run", ["flows.pipeline"])):
             noop = least(options.rounds, lambda command=command: run(repository, *command))  # type: ignore[misc]
-            table.add_row(f"no-op `{name}` of this repository", "", str(noop))
+            add(f"no-op `{name}` of this repository", "", str(noop))
     Console(width=100).print(table)
 
 
@@ -128,7 +133,7 @@ def make_repository(root: Path) -> Path:
                 path = root / (out if isinstance(out, str) else next(iter(out))).replace("${key}", name)
                 file = path if path.suffix else path / "content.txt"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(f"{path}\n")
+                file.write_text("{}\n")  # what reads JSON is content with it
     subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "-q"], cwd=root, check=True)
     return root
 

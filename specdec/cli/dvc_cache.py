@@ -26,7 +26,7 @@ def check_idle(root: Path) -> None:
         locks = json.loads((root / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return
-    holders = [h for lock in locks.values() for h in (lock.get("write"), *(lock.get("read") or [])) if h]
+    holders = [*locks.get("write", {}).values(), *(one for read in locks.get("read", {}).values() for one in read)]
     for holder in holders:
         if psutil.pid_exists(int(holder["pid"])):
             raise TransientError(

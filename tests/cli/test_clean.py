@@ -209,13 +209,13 @@ def test_refused_while_dvc_runs_a_stage_and_not_after_it_was_killed(project: Pat
     (project / "dvc.yaml").write_text(declared)
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=project, start_new_session=True) as running:
         for _ in range(200):
-            if "out" in _text(project / ".dvc/tmp/rwlock"):
+            if '/out"' in _text(project / ".dvc/tmp/rwlock"):
                 break
             time.sleep(0.1)
-        with pytest.raises(TransientError, match=r"dvc repro.* is going on in this folder \(pid \d+\)"):
+        with pytest.raises(TransientError, match=r"repro` is going on in this folder \(pid \d+\)"):
             check_idle(project)
         os.killpg(running.pid, signal.SIGKILL)
-    assert "out" in _text(project / ".dvc/tmp/rwlock")
+    assert '/out"' in _text(project / ".dvc/tmp/rwlock")
     check_idle(project)
 
 
