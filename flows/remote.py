@@ -143,6 +143,8 @@ def main() -> None:
     action, name = sys.argv[1:]
     root = project_root()
     remote = remote_name(root)
+    if remote is None:
+        raise ConfigError(f"{REMOTE} names no remote: set it to one that DVC has")
     with open_repo(root, {"core": {"remote": remote}}) as repo:
         from dvc.repo import lock_repo
 
@@ -155,7 +157,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def speaking(remote: str | None) -> Iterator[None]:
+def speaking(remote: str) -> Iterator[None]:
     """Each kind of remote raises what its library raises; here it becomes one line without credentials."""
     try:
         yield

@@ -1,6 +1,7 @@
 """One pipeline over two machines: which runs what; then for real, with the servers that such machines share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,7 @@ def fleet(tmp_path: Path, mlflow_server: str, prefect_home: Path, prefect_server
     write_settings(origin)
     (origin / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
     (origin / "stage.py").write_text(STAGE)
+    shutil.copy(REPOSITORY / "prefect-machines.yaml", origin)
     (origin / ".gitignore").write_text("/.specdec/\n/ran\n/note.txt\n/model\n/report\n")
     run("git", "add", "-A")
     run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
@@ -154,7 +156,8 @@ def fleet(tmp_path: Path, mlflow_server: str, prefect_home: Path, prefect_server
                 continue
             prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
             run(*prefect, "work-pool", "create", name, "--type", "process", "--overwrite")
-            run(*prefect, "deploy", "flows.pipeline.pipeline", "--name", name, "--pool", name, cwd=tmp_path / name)
+            deploy = [*prefect, "deploy", "--prefect-file", "prefect-machines.yaml", "--name", name, "--pool", name]
+            run(*deploy, cwd=tmp_path / name)
             log = stack.enter_context((tmp_path / f"{name}.log").open("w"))
             worker = subprocess.Popen(
                 [*prefect, "worker", "start", "--pool", name, "--limit", "1"],
