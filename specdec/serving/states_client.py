@@ -42,7 +42,7 @@ async def fetch_states(
         base_url=server.url,
         headers={"Authorization": f"Bearer {server.key}"},
         timeout=httpx.Timeout(REQUEST_SECONDS, connect=10.0),
-        limits=httpx.Limits(max_connections=IN_FLIGHT),
+        limits=httpx.Limits(max_connections=None),
         trust_env=False,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.errors import ConfigError, ModelError, RequestRefused, ServerError, SpecdecError
+from specdec.serving import states as states_module
 from specdec.serving import states_client
 from specdec.serving.states import vllm_states
 from specdec.serving.states_client import IN_FLIGHT, Shape, fetch_states
@@ -253,9 +254,17 @@ def scaled(tensors: Tensors) -> Tensors:
     ],
 )
 def test_states_of_another_layer_or_base_are_refused_before_anything_is_written(
-    target: Target, base_folder: Path, tmp_path: Path, stand: Stand, change: Any, told: str
+    target: Target,
+    base_folder: Path,
+    tmp_path: Path,
+    stand: Stand,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    told: str,
 ) -> None:
     stand.change = change
+    if change is shifted:
+        monkeypatch.setattr(states_module, "FARTHEST", float("inf"))  # that another one is nearer is enough
     with pytest.raises(ModelError, match=told):
         build(target, tmp_path, source(target, base_folder))
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -44,7 +44,7 @@ def test_from_conversations_to_a_version_that_vllm_has_loaded(tmp_path: Path, ba
     assert own["acceptance_length"]["value"] >= 1
     assert own["same_as_plain"]["share"] == 1.0
     assert set(own["loads"]) == {"1", "2"}
-    assert "vLLM hands out the states of layers 2, " in output.replace("\n", " ")
+    assert "vLLM hands out the states of layers 2, " in " ".join(output.split())
     version = load("registry.json")["versions"]["medusa"]
     assert version["promoted"], version["reason"]
     assert version["engine"].startswith(f"vLLM {vllm.version}")
