@@ -39,6 +39,7 @@ _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_T
 _ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 _PASSING = r"(?:error code|too many) (?:429|50[234])\b|(?:429|50[234]) (?:Server|Client) Error"
+_LOCKED_SECONDS = 30.0  # how long another process may write
 _NAME = r"[^\s?&;#=]{0,99}"
 _SECRETS = (
     # After a colon anything up to the last `@` can be a password; without one, a user ends before the path.
@@ -196,16 +197,25 @@ def _prepare_database(database: Path) -> None:
 
 
 def _has_tables(database: Path) -> bool:
-    """Whether the file holds MLflow's tables (of any version: MLflow itself refuses an old one)."""
+    """Whether the file holds MLflow's tables (of any version: MLflow itself refuses an old one).
+
+    False for a file without any table alone: it will be replaced, and nobody's records may be. Raises TransientError
+    where it is locked, TrackingError where it is something else.
+    """
     if not database.is_file():
         return False
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("select count(*) from alembic_version").fetchone()[0])
-    except sqlite3.OperationalError:  # no such table: an empty file
-        return False
+        # For writing: what a killed process left half-written is rolled back, which a reader may not do.
+        address = f"{database.resolve().as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(address, timeout=_LOCKED_SECONDS, uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.OperationalError as error:
+        raise TransientError(f"{database} cannot be read now ({error}): run the same command again") from None
     except sqlite3.DatabaseError as error:
         raise TrackingError(f"{database} is no MLflow database ({error}): move it away") from None
+    if tables and "alembic_version" not in tables:
+        raise TrackingError(f"{database} is no MLflow database (its tables are others): move it away")
+    return bool(tables)
 
 
 def _is_mlflow(error: Exception) -> bool:

@@ -81,6 +81,48 @@ def test_a_file_that_is_no_database_is_named(project: Path) -> None:
         connect(project)
 
 
+DIES_WRITING = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("pragma cache_size = 1")
+database.execute("update experiments set name = 'half' where name = 'specdec'")
+numbers = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 50000)"
+database.execute(f"create table large as {numbers} select i, hex(randomblob(50)) from n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_in_the_journal_costs_no_record(project: Path) -> None:
+    """SQLite rolls it back when the file is opened for writing; a reader alone would see no tables at all."""
+    experiment = connect(project).experiment_id
+    subprocess.run([sys.executable, "-c", DIES_WRITING, str(project / "mlflow.db")], check=False)
+    assert (project / "mlflow.db-journal").stat().st_size
+    store = connect(project)
+    assert store.experiment_id == experiment
+    assert store.client.get_experiment(experiment).name == "specdec"
+
+
+def test_a_locked_database_is_waited_for_and_never_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specdec.tracking.store._LOCKED_SECONDS", 0.1)
+    before = (project / "mlflow.db").stat().st_ino
+    with sqlite3.connect(project / "mlflow.db", isolation_level=None) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(TransientError, match=r"mlflow\.db cannot be read now \(database is locked\)"):
+            connect(project)
+        other.execute("rollback")
+    other.close()
+    assert (project / "mlflow.db").stat().st_ino == before
+
+
+def test_another_programs_database_is_left_alone(project: Path) -> None:
+    (project / "mlflow.db").unlink()
+    with sqlite3.connect(project / "mlflow.db") as theirs:
+        theirs.execute("create table accounts (name)")
+    theirs.close()
+    with pytest.raises(TrackingError, match=r"is no MLflow database \(its tables are others\)"):
+        connect(project)
+
+
 def test_a_database_of_another_version_is_refused_with_the_command(project: Path) -> None:
     with sqlite3.connect(project / "mlflow.db") as database:
         database.execute("update alembic_version set version_num = '451aebb31d03'")
