@@ -96,7 +96,12 @@ def start(toy: Toy, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def api(toy: Toy, path: str, content: Any = None) -> Any:
-    answer = httpx.post(f"{toy.environment['PREFECT_API_URL']}/{path}", json=content or {}, timeout=30)
+    """Once more where the server's database was busy (503)."""
+    for _ in range(20):
+        answer = httpx.post(f"{toy.environment['PREFECT_API_URL']}/{path}", json=content or {}, timeout=30)
+        if answer.status_code != 503:
+            break
+        time.sleep(0.5)
     answer.raise_for_status()
     return answer.json() if answer.content else None
 
