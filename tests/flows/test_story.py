@@ -213,7 +213,7 @@ def test_the_story(story: Story) -> None:
 
     # What was served is in MLflow, by position over time.
     (run,) = story.client.search_runs(["1"], "tags.`specdec.version` = '4' and tags.`specdec.watch.url` LIKE 'http%'")
-    history = story.client.get_metric_history(run.info.run_id, "watch.rate.position_1")
+    history = story.client.get_metric_history(run.info.run_id, "watch/rate/position_1")
     assert history[0].value == pytest.approx(0.5)
     assert history[-1].value == pytest.approx(0.3)
-    assert story.client.get_metric_history(run.info.run_id, "watch.alarm")[-1].value == 1
+    assert story.client.get_metric_history(run.info.run_id, "watch/alarm")[-1].value == 1
