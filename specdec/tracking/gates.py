@@ -47,7 +47,8 @@ class InEngine:
         try:
             own = metrics["draft_lengths"][str(metrics["draft_tokens"])]
             length, difference = Interval.parse(own["acceptance_length"]), float(own["difference"])
-            speeds = [f"{load['speedup']['value']:.2f} at {requests}" for requests, load in own["loads"].items()]
+            loads = sorted(own["loads"].items(), key=lambda load: int(load[0]))  # JSON sorts them as text
+            speeds = [f"{load['speedup']['value']:.2f} at {requests}" for requests, load in loads]
             lengths = {n: str(metrics["best"][n] or metrics["draft_tokens"]) for n in own["loads"]}
             fastest = {n: metrics["draft_lengths"][length]["loads"][n] for n, length in lengths.items()}
             speedups = {int(n): Interval.parse(load["speedup"]) for n, load in fastest.items()}

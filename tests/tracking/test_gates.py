@@ -224,6 +224,13 @@ def engine_metrics(**changes: Any) -> dict[str, Any]:
     return {"engine": "0.32.0", "device": "cpu", **more, **changes}
 
 
+def test_loads_are_told_in_the_order_of_their_size() -> None:
+    metrics = engine_metrics(best={"1": 5, "16": None, "4": None})
+    for length in metrics["draft_lengths"].values():  # as JSON with sorted keys has them
+        length["loads"] = dict.fromkeys(("1", "16", "4"), length["loads"]["1"])
+    assert InEngine.parse(metrics, "engine.json").told.endswith("1.20 at 1, 1.20 at 4, 1.20 at 16 requests at once")
+
+
 def test_what_the_engine_made_of_it_is_told() -> None:
     found = InEngine.parse(engine_metrics(), "engine.json")
     assert found.difference == -0.012
