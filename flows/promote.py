@@ -31,7 +31,7 @@ from specdec.errors import SpecdecError, TransientError
 from specdec.tracking import project_root
 from specdec.tracking.approval import Approval
 from specdec.tracking.proposal import Proposal, propose, waiting
-from specdec.tracking.release import promote_by_hand, refuse
+from specdec.tracking.release import NoRegistry, open_registry, promote_by_hand, refuse
 
 DEPLOYMENT = "promote/specdec"
 _SHOWN = "shown"  # the flow run's record of what it has shown: a suspended flow starts again from the top
@@ -69,13 +69,16 @@ def promote(version: str | None = None, hours: float = 168.0) -> bool | None:
 def request(root: Path, log: Log) -> None:
     """At the end of a pipeline: starts the deployment of this flow for the version that waits, once; without a server
     or deployment it says what a person can do."""
-    number = waiting(root)
+    try:
+        number = waiting(root)
+    except NoRegistry:  # some of the stages ran, in a new project
+        return
     if number is None:
         return
     todo = f"version {number} waits for approval: `specdec promote {number}` makes it the champion"
     if server_url() is None:
         log(f"{todo} (no Prefect server is there to ask a person)")
-    elif _is_asked(number):
+    elif _is_asked(open_registry(root)[1], number):
         log(f"version {number} waits for approval: a run of the flow promote asks already")
     else:
         try:
@@ -111,14 +114,21 @@ def _ask(shown: Proposal, seconds: int) -> Answer:
         raise TransientError(f"nobody answered within {seconds} s: version {shown.version} still waits") from None
 
 
-def _is_asked(number: str) -> bool:
+def _is_asked(model: str, number: str) -> bool:
+    """By a run that has shown this version, or is about to show the one that waits."""
     going_on = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "PAUSED"]}}}
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=FlowFilter.model_validate({"name": {"any_": [promote.name]}}),
             flow_run_filter=FlowRunFilter.model_validate(going_on),
         )
-    return any(run.parameters.get("version") in (number, None) for run in runs)
+    for run in runs:
+        shown: Any = read_flow_run_input(_SHOWN, flow_run_id=run.id)
+        if shown is None and run.parameters.get("version") in (number, None):
+            return True
+        if shown is not None and (shown["model"], shown["version"]) == (model, number):
+            return True
+    return False
 
 
 def main() -> None:

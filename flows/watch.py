@@ -17,9 +17,9 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.retrain import retrain
-from specdec.errors import ServerError, SpecdecError
+from specdec.errors import ServerError, SpecdecError, TransientError
 from specdec.serving.counters import read_counters
-from specdec.tracking.store import connect, project_root
+from specdec.tracking.store import connect, hide_credentials, project_root
 from specdec.tracking.watch import Look, Promise, Watch, WatchSettings, promise_of
 from specdec.tracking.watch_run import watch_run
 
@@ -47,7 +47,7 @@ def watch(
     promise = promise_of(version, root)
     settings = WatchSettings(least_drafts, drop, false_alarms)
     watched = Watch(promise, url, settings, root / FOLDER, log)
-    log(f"watching {url}, which serves version {promise.version} of {promise.model}")
+    log(f"watching {hide_credentials(url)}, which serves version {promise.version} of {promise.model}")
     number = 0
     while looks == 0 or number < looks:
         if number:
@@ -70,8 +70,11 @@ def one_look(watched: Watch, url: str, promise: Promise, log: Callable[[str], No
         return None
     if found is not None:
         log(str(found))
-        with watch_run(connect(), promise, url) as tracked:
-            tracked.log_metrics({"watch": figures(found)}, step=found.readings)
+        try:
+            with watch_run(connect(), promise, url, project_root()) as tracked:
+                tracked.log_metrics({"watch": figures(found)}, step=found.readings)
+        except TransientError as error:
+            log(f"{error}: this reading is not in MLflow")
     return found
 
 
@@ -83,8 +86,8 @@ def figures(look: Look) -> dict[str, object]:
 
 def answer(look: Look, url: str, promise: Promise, latest: str | None, log: Callable[[str], None]) -> None:
     told = (
-        f"{url} accepts {look.acceptance_length:.3f} tokens a step; version {promise.version} of {promise.model} "
-        f"promised {look.promised:.3f}"
+        f"{hide_credentials(url)} accepts {look.acceptance_length:.3f} tokens a step; version {promise.version} of "
+        f"{promise.model} promised {look.promised:.3f}"
     )
     log(f"a drop: {told}")
     create_markdown_artifact(key="acceptance-drop", markdown=told, description="Served acceptance has fallen")

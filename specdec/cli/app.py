@@ -471,6 +471,7 @@ def clean(
     from rich.console import Console
 
     from specdec.cli.clean import alone, look, remove_all, show
+    from specdec.cli.dvc_cache import check_idle
     from specdec.tracking.store import project_root
 
     root = project_root()
@@ -482,6 +483,7 @@ def clean(
         if not yes and not (sys.stdin.isatty() and typer.confirm("Remove them?")):
             print("nothing was removed" + ("" if sys.stdin.isatty() else ": --yes does"))
             return
+        check_idle(root)  # a `dvc repro` may have begun while the question was open
         if left := remove_all(found, _tell):
             raise SpecdecError(f"{left} of {len(found.removals)} are left: the lines above say why")
 

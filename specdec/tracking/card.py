@@ -1,14 +1,16 @@
 """A version's tags and its model card: what it is, where it came from, what was measured."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from specdec.tracking.gates import Figures, Interval
-from specdec.tracking.values import redact, shorten
+from specdec.tracking.values import name_of, redact, shorten
 
 _LONGEST_TAG = 5000
+GATES = "specdec.gate."  # begins the tags of gates
 
 
 def version_tags(
@@ -58,6 +60,13 @@ def figure_of(tag: str | None) -> float | None:
     except ValueError:
         return None
     return found if math.isfinite(found) else None
+
+
+def gate_tag(gate: str) -> str:
+    """The tag of a gate's figure. A category may have any name, and MLflow takes few characters: two that are the
+    same in those keep different tags."""
+    plain = name_of(GATES + gate)
+    return plain if plain == GATES + gate else f"{plain[:200]}-{hashlib.sha256(gate.encode()).hexdigest()[:8]}"
 
 
 def position_rates_of(tag: str | None) -> list[float]:

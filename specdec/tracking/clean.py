@@ -23,9 +23,11 @@ from specdec.tracking.promotion import aliases_of
 from specdec.tracking.purge import (
     UNREGISTERED,
     database,
+    every_version,
     local_folder,
     model_of,
     model_size,
+    models_behind,
     pages,
     purge_model,
     purge_run,
@@ -56,14 +58,20 @@ class Registry:
     @functools.cached_property
     def used(self) -> set[str]:
         """The logged models behind every version of every registered model."""
-        with speaking(self.store.location):
-            every = pages(self.store.client.search_model_versions)
-            return {model for version in every if (model := model_of(version))}
+        return set().union(*(models_behind(version, self.every) for version in self.every.values()))
+
+    @functools.cached_property
+    def every(self) -> dict[tuple[str, str], Any]:
+        return every_version(self.store)
 
     @functools.cached_property
     def runs_in_use(self) -> set[str]:
-        """Runs that a version that stays was made in, or that the project's metrics name."""
-        of_versions = {str(v.run_id) for v in self.versions if int(v.version) in self.kept}
+        """Runs that a version that stays was made in, of whatever model, or that the project's metrics name."""
+        of_versions = {
+            str(version.run_id)
+            for (name, number), version in self.every.items()
+            if name != self.name or int(number) in self.kept
+        }
         return of_versions | {
             str(read_json(file).get("mlflow_run")) for file in (self.root / "metrics/train").glob("*.json")
         }
@@ -88,6 +96,8 @@ def registry_of(root: Path, newest: int, now: datetime | None = None) -> Registr
     receipts = registered.get("versions", {}).values() if registered.get("model") == name else ()
     named = {int(receipt["version"]) for receipt in receipts}
     named |= {int(v.version) for v in versions if f"{REGISTRY}{name}/{v.version}" in warm_starts}
+    copied = {str(v.source) for v in every_version(store).values()}  # MLflow's way to promote into another model
+    named |= {int(v.version) for v in versions if f"{REGISTRY}{name}/{v.version}" in copied}
     all_known = [
         Known(int(v.version), bool(model_of(v)), tuple(aliases.get(int(v.version), ())), promoted_by_hand(v))
         for v in versions

@@ -8,6 +8,7 @@ from specdec.config import Register
 from specdec.errors import DataError
 
 APPROVAL = "approval"  # the gate that a person's refusal closes
+COMPARED = "compared_with_champion"  # the gate that a champion closes which could be measured, and was not
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is served now; None stands for what its tags do not tell."""
+    """The version that is served now; None stands for what its tags do not tell. other_base: it was trained for
+    another base than the candidates, on which it cannot be measured."""
 
     version: str
     speedup: float | None
     conditions: str | None
     identity: str | None
     categories: Mapping[str, Interval] = field(default_factory=dict)
+    other_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,23 @@ def check(candidate: Candidate, settings: Register, champion: Champion | None) -
         _floor("speedup", figures.speedup.low, settings.min_speedup),
         *_in_engine(figures.engine, settings),
     ]
-    rival = _rival(candidate, champion)
-    if rival is not None:
-        value = figures.speedup.value
-        gates.append(Gate("better_than_champion", value, rival, value > rival))
-        assert champion is not None
-        gates += _by_category(figures.categories, champion.categories)
+    gates += _beside(candidate, champion)
     if candidate.refused is not None:
         gates.append(Gate(APPROVAL, False, True, False))
     return gates
+
+
+def _beside(candidate: Candidate, champion: Champion | None) -> list[Gate]:
+    """Nothing where there is no other champion, or none that could be measured on this base. One that could be and
+    was not is no reason to promote: it may be the better one."""
+    if champion is None or champion.other_base or _is_same(candidate, champion):
+        return []
+    rival = _rival(candidate, champion)
+    if rival is None:
+        return [Gate(COMPARED, False, True, False)]
+    value = candidate.figures.speedup.value
+    better = Gate("better_than_champion", value, rival, value > rival)
+    return [better, *_by_category(candidate.figures.categories, champion.categories)]
 
 
 def _by_category(ours: Mapping[str, Interval], champions: Mapping[str, Interval]) -> list[Gate]:
@@ -215,9 +226,13 @@ def _floor(gate: str, low: float | None, needed: float) -> Gate:
 
 def _rival(candidate: Candidate, champion: Champion | None) -> float | None:
     """The champion's speedup, where it can be compared; None where there is nothing to beat."""
-    if champion is None or champion.version == candidate.version or champion.identity == candidate.identity:
+    if champion is None or _is_same(candidate, champion):
         return None
     return champion.speedup if champion.conditions == candidate.figures.conditions else None
+
+
+def _is_same(candidate: Candidate, champion: Champion) -> bool:
+    return champion.version == candidate.version or champion.identity == candidate.identity
 
 
 def _decision(
@@ -228,7 +243,7 @@ def _decision(
     if winner is not None and winner.version == candidate.version:
         why = _why_promoted(candidate, champion, reigns)
         return Decision(candidate, gates, not waiting, f"{why}; waits for approval" if waiting else why, waiting)
-    missed = "; ".join(_words(g, candidate) for g in gates if not g.passed)
+    missed = "; ".join(_words(g, candidate, champion) for g in gates if not g.passed)
     if reigns and (winner is None or waiting):
         until = f" until version {winner.version} is approved" if winner is not None else ""
         though = f", though it misses now: {missed}" if missed else ""
@@ -241,7 +256,12 @@ def _decision(
     return Decision(candidate, gates, False, reason)
 
 
-def _words(gate: Gate, candidate: Candidate) -> str:
+def _words(gate: Gate, candidate: Candidate, champion: Champion | None) -> str:
+    if gate.gate == COMPARED and champion is not None:
+        return (
+            f"the champion, version {champion.version}, was not measured on these prompts: "
+            "`dvc repro -f -s compare`, then `dvc repro -f -s register`"
+        )
     return candidate.refused if gate.gate == APPROVAL and candidate.refused else str(gate)
 
 
@@ -253,7 +273,7 @@ def _why_promoted(candidate: Candidate, champion: Champion | None, reigns: bool)
     if champion.identity == candidate.identity:
         return f"passes every gate; the drafter of version {champion.version}, packed in another way"
     if _rival(candidate, champion) is None:
-        return f"passes every gate; version {champion.version} was measured on another base or other prompts"
+        return f"passes every gate; version {champion.version} is for another base"
     return (
         f"passes every gate; its speedup {candidate.figures.speedup.value:.3f} beats "
         f"{champion.speedup:.3f} of version {champion.version}"

@@ -113,7 +113,8 @@ def log_model(store: Store, run_id: str, package: Package, tags: dict[str, str])
         need_room(store.location.artifacts, package.size(), f"the model of {package.drafter}")
     for broken in _search(store, content):
         if str(broken.status) != "READY":
-            store.client.delete_logged_model(broken.model_id)
+            with speaking(store.location):
+                store.client.delete_logged_model(broken.model_id)
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=package.work) as folder, speaking(store.location):
         model = store.client.create_logged_model(
             store.experiment_id,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from specdec.errors import TrackingError
 from specdec.tracking.approval import GATE, WAITS
-from specdec.tracking.card import categories_of, position_rates_of
+from specdec.tracking.card import GATES, categories_of, position_rates_of
 from specdec.tracking.gates import Interval
 from specdec.tracking.promotion import CHALLENGER, CHAMPION, aliases_of
-from specdec.tracking.release import GATES, open_registry
+from specdec.tracking.release import open_registry
 from specdec.tracking.store import Store, speaking
 
 Tags = Mapping[str, str]

@@ -5,6 +5,7 @@ left is whole, and the mark or MLflow's own trash says what is to be finished. `
 told to leave the deleted runs, models and experiments of others.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,15 +18,20 @@ from specdec.tracking.checkpoints import REGISTRY
 from specdec.tracking.promotion import aliases_of
 from specdec.tracking.store import Store, speaking
 
+_LOGGED = re.compile(r"\bm-[0-9a-f]{32}\b")
 UNREGISTERED = "specdec.unregistered"  # of a model whose version is being removed: NAME/VERSION
 
 
 def remove_version(store: Store, name: str, number: str, model: str) -> None:
     if number in aliases_of(store, name).values():
         raise TrackingError(f"version {number} of {name} has got an alias meanwhile")
+    every = every_version(store)
+    copies = [f"{n}/{v.version}" for (n, _), v in every.items() if str(v.source) == f"{REGISTRY}{name}/{number}"]
+    if copies:
+        raise TrackingError(f"version {number} of {name} is what {copies[0]} was copied from")
+    users = {key for key, version in every.items() if model in models_behind(version, every)}
+    alone = users == {(name, number)}
     with speaking(store.location):
-        every = [v for v in pages(store.client.search_model_versions) if model_of(v) == model]
-        alone = [(v.name, str(v.version)) for v in every] == [(name, number)]
         there = _is_there(store, model)
         if alone and there:
             store.client.set_logged_model_tags(model, {UNREGISTERED: f"{name}/{number}"})
@@ -35,6 +41,10 @@ def remove_version(store: Store, name: str, number: str, model: str) -> None:
 
 
 def remove_model(store: Store, model: str) -> None:
+    every = every_version(store)  # looked at again: another folder may have registered it meanwhile
+    for (name, number), version in every.items():
+        if model in models_behind(version, every):
+            raise TrackingError(f"model {model} is version {number} of {name} meanwhile")
     with speaking(store.location):
         store.client.delete_logged_model(model)
     purge_model(store, model)
@@ -104,6 +114,26 @@ def model_of(version: Any) -> str:
     """The logged model behind a version; empty for a version of someone else's."""
     kind, _, model = str(version.source).partition(REGISTRY)
     return model if not kind and model.startswith("m-") else ""
+
+
+def every_version(store: Store) -> dict[tuple[str, str], Any]:
+    """{(registered model, version): MLflow's}, of every registered model."""
+    with speaking(store.location):
+        return {(v.name, str(v.version)): v for v in pages(store.client.search_model_versions)}
+
+
+def models_behind(version: Any, every: dict[tuple[str, str], Any]) -> set[str]:
+    """The logged models that a version's files are in, by whatever its source names them: themselves, a place below
+    their artifacts, or another version (MLflow's `copy_model_version`)."""
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while version is not None and (version.name, str(version.version)) not in seen:
+        seen.add((version.name, str(version.version)))
+        found |= {*_LOGGED.findall(str(version.source)), *([str(version.model_id)] if version.model_id else [])}
+        kind, _, named = str(version.source).partition(REGISTRY)
+        name, _, number = named.rpartition("/")
+        version = None if kind else every.get((name, number))
+    return found
 
 
 def local_folder(uri: str) -> Path | None:

@@ -182,11 +182,16 @@ def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None
         version = decision.candidate.version
         words = {"specdec.decision": decision.reason}
         gates = [g for g in decision.gates if g.gate != APPROVAL]  # a person has written that one
-        words |= {f"specdec.gate.{g.gate}": ("passed: " if g.passed else "missed: ") + str(g) for g in gates}
+        words |= {card.gate_tag(g.gate): ("passed: " if g.passed else "missed: ") + str(g) for g in gates}
         words |= {GATE: WAITS} if decision.waits else {}
         with speaking(store.location):
+            known = store.client.get_model_version(name, version).tags
             for key, value in words.items():
                 store.client.set_model_version_tag(name, version, key, value)
+            # What an earlier decision asked for and this one does not; but not what a person has said.
+            for key, value in known.items():
+                if key.startswith(card.GATES) and key not in words and (key != GATE or value == WAITS):
+                    store.client.delete_model_version_tag(name, version, key)
         say(f"{decision.candidate.drafter}: {decision.reason}")
     others = [d for d in decisions if not d.promoted]
     if others:

@@ -10,13 +10,13 @@ from filelock import FileLock
 
 from specdec.errors import TrackingError
 from specdec.tracking.approval import GATE, WAITS, Approval, Overtaken
+from specdec.tracking.card import GATES
 from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
 from specdec.tracking.model import holds_checkpoint
 from specdec.tracking.promotion import BY_HAND, CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
 from specdec.tracking.store import Store, connect, locate, speaking
 
-GATES = "specdec.gate."  # begins the tags of gates
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 Say = Callable[[str], None]
@@ -60,6 +60,7 @@ def promote_by_hand(root: Path, number: str, force: bool, say: Say, approval: Ap
         version = _get(store, name, number)
         champion = aliases_of(store, name).get(CHAMPION)
         if champion == number:
+            _write_down(store, name, version, approval)
             say(f"version {number} of {name} is the champion already")
             return
         if approval is not None and champion != approval.champion:
@@ -69,11 +70,16 @@ def promote_by_hand(root: Path, number: str, force: bool, say: Say, approval: Ap
             )
         _check(store, name, version, root, force)
         _move(store, name, Move(number, champion))
-        if approval is not None or version.tags.get(GATE) == WAITS:
-            words = "promoted by hand" if approval is None else approval.words("approved")
-            with speaking(store.location):
-                store.client.set_model_version_tag(name, number, GATE, f"passed: {words}")
+        _write_down(store, name, version, approval)
     say(f"version {number} of {name} is the champion now; {_before(champion)}")
+
+
+def _write_down(store: Store, name: str, version: Any, approval: Approval | None) -> None:
+    """That it waits no longer, and who said so."""
+    if approval is not None or version.tags.get(GATE) == WAITS:
+        words = "promoted by hand" if approval is None else approval.words("approved")
+        with speaking(store.location):
+            store.client.set_model_version_tag(name, str(version.version), GATE, f"passed: {words}")
 
 
 def rollback(root: Path, force: bool, say: Say) -> None:
@@ -98,6 +104,7 @@ def refuse(root: Path, number: str, approval: Approval, say: Say) -> None:
     the champion already."""
     store, name = open_registry(root)
     with _alone(root):
+        _finish(store, name, say)
         _get(store, name, number)
         if aliases_of(store, name).get(CHAMPION) == number:
             raise Overtaken(f"version {number} of {name} is not refused: it has become the champion since")
@@ -121,11 +128,22 @@ def open_registry(root: Path) -> tuple[Store, str]:
         raise NoRegistry(f"there is no registry yet ({location.shown}): run the pipeline, or set MLFLOW_TRACKING_URI")
     name = version_address("0", root).removeprefix("models:/").rpartition("/")[0]
     store = connect(root)
-    with speaking(store.location):
-        known = [m.name for m in store.client.search_registered_models()]
-    if name not in known:
+    if not _is_registered(store, name):
         raise NoRegistry(f"{store.location.shown} has no model {name}: run the pipeline, which registers it")
     return store, name
+
+
+def _is_registered(store: Store, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    with speaking(store.location):
+        try:
+            store.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    return True
 
 
 def _alone(root: Path) -> FileLock:

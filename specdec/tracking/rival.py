@@ -7,6 +7,7 @@ from typing import Any
 from specdec.io import sha256_file
 from specdec.tracking import card, model
 from specdec.tracking.gates import Champion, Interval
+from specdec.tracking.lineage import read_json
 from specdec.tracking.promotion import CHAMPION, aliases_of
 from specdec.tracking.store import Store, speaking
 
@@ -25,12 +26,15 @@ def reigning(store: Store, name: str, root: Path, conditions: str) -> Champion |
     identity = tags.get(model.IDENTITY)
     if measured := _measured(root, name, version):
         return Champion(version, measured[0], conditions, identity, measured[1])
+    base = read_json(root / "models" / "base" / "specdec.json").get("identity") or {}
+    trained_on = tags.get("specdec.base.weights")
     return Champion(
         version,
         card.figure_of(tags.get("specdec.speedup.value")),
         tags.get("specdec.conditions"),
         identity,
         card.categories_of(tags.get("specdec.categories")),
+        other_base=trained_on is not None and trained_on != base.get("weights"),
     )
 
 

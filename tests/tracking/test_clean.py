@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from specdec.errors import TrackingError
 from specdec.io import sha256_file
 from specdec.tracking.clean import registry_of, registry_removals
 from specdec.tracking.fetch_version import fetch_version
 from specdec.tracking.model import drafter_identity
 from specdec.tracking.promotion import aliases_of, promote
+from specdec.tracking.purge import remove_version
 from specdec.tracking.register import register
 from specdec.tracking.release import promote_by_hand
 from specdec.tracking.store import Store, connect
@@ -176,6 +178,39 @@ def test_two_versions_of_one_model(registered: Path, store: Store) -> None:
     assert numbers(store) == [1, 5, 6, 7]
     check_whole(registered, store)
     assert second.source.removeprefix("models:/") in models(registered)
+
+
+def test_what_was_copied_into_another_model_stays(registered: Path, store: Store) -> None:
+    """MLflow's way to promote: the copy's source is the version, and its files are the version's."""
+    store.client.copy_model_version(f"models:/{NAME}/2", "production")
+    assert "version 2 of specdec-base (one)" not in what_goes(registered, 1)
+    clean(registered, 1, LATER)
+    assert numbers(store) == [1, 2, 5, 6]
+    check_whole(registered, store)
+    model = store.client.get_model_version(NAME, "2").source.removeprefix("models:/")
+    with pytest.raises(TrackingError, match="version 2 of specdec-base is what production/1 was copied from"):
+        remove_version(store, NAME, "2", model)
+
+
+def test_a_model_that_somebody_names_by_its_folder_stays(registered: Path, store: Store) -> None:
+    model = store.client.get_model_version(NAME, "2").source.removeprefix("models:/")
+    store.client.create_registered_model("production")
+    store.client.create_model_version("production", source=str(registered / f"mlartifacts/models/{model}/artifacts"))
+    clean(registered, 1, LATER)
+    assert numbers(store) == [1, 5, 6]
+    assert model in models(registered)
+
+
+def test_a_model_that_is_registered_meanwhile_stays(registered: Path, store: Store) -> None:
+    version = store.client.get_model_version(NAME, "2")
+    store.client.delete_model_version(NAME, "2")
+    registry = registry_of(registered, 5, LATER)
+    assert registry is not None
+    (left,) = registry_removals(registry, 5)
+    again = store.client.create_model_version(NAME, source=version.source)
+    with pytest.raises(TrackingError, match=f"is version {again.version} of specdec-base meanwhile"):
+        left.remove()
+    assert version.source.removeprefix("models:/") in models(registered)
 
 
 def test_a_version_deleted_in_mlflow_leaves_its_model_for_a_day(registered: Path, store: Store) -> None:

@@ -60,8 +60,15 @@ TABLE: list[tuple[Candidate, Champion | None, bool, str]] = [
     (candidate(), champion(), True, "its speedup 1.300 beats 1.200 of version 4"),
     (candidate(speedup=1.2), champion(), False, "better_than_champion 1.200 (missed 1.200)"),
     (candidate(speedup=1.15, length=3.0), champion(), False, "better_than_champion 1.150 (missed 1.200)"),
-    (candidate(speedup=1.15), champion(conditions="other"), True, "another base or other prompts"),
-    (candidate(speedup=1.15), champion(speedup=None), True, "another base or other prompts"),
+    # One that could have been measured beside it, and was not, may be better.
+    (candidate(speedup=9.0), champion(conditions="other"), False, "version 4, was not measured on these prompts"),
+    (candidate(speedup=9.0), champion(speedup=None), False, "was not measured on these prompts: `dvc repro -f -s"),
+    (
+        candidate(speedup=1.15),
+        replace(champion(9.0, "other"), other_base=True),
+        True,
+        "version 4 is for another base",
+    ),
     (candidate(speedup=1.15), champion(version="5"), True, "is the champion, and passes"),
     (candidate(speedup=1.15, identity="bytes of 4"), champion(), True, "the drafter of version 4, packed in another"),
     (candidate(lossless=False), None, False, "lossless false (missed true)"),
@@ -123,8 +130,8 @@ def test_no_category_may_be_worse_than_with_the_champion(ours: dict[str, float],
     (decision,) = decide([fast], EASY, reigning)
     assert decision.promoted is promoted
     assert ("missed 1.800" in decision.reason) is not promoted
-    elsewhere = replace(reigning, conditions="other")
-    assert decide([fast], EASY, elsewhere)[0].promoted, "figures of other prompts are no comparison"
+    elsewhere = replace(reigning, other_base=True, conditions="other")
+    assert decide([fast], EASY, elsewhere)[0].promoted, "figures of another base are no comparison"
 
 
 def test_one_prompt_in_a_category_shows_nothing() -> None:

@@ -14,6 +14,7 @@ from specdec.errors import DataError, ModelError
 from specdec.io import sha256_file
 from specdec.tracking import model, promotion
 from specdec.tracking.lineage import lineage
+from specdec.tracking.proposal import waiting
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
 from tests.tracking.example import params, register_settings, settings, write_drafter, write_figures, write_json
@@ -210,15 +211,60 @@ def test_a_worse_training_is_refused_and_stays_challenger(project: Path, store: 
     assert aliases(store) == {"champion": "1", "challenger": "3"}
 
 
-def test_a_champion_measured_on_other_prompts_is_replaced(project: Path, store: Store) -> None:
+def test_a_champion_that_was_not_measured_on_these_prompts_is_not_replaced(project: Path, store: Store) -> None:
     register(params(), silent)
+    (project / "data/prompts/test.jsonl").write_text("other prompts\n")
+    write_drafter(project, "one", weights="new")
+    write_figures(project, "one", length=1.9, speedup=9.0)
+    write_figures(project, "two", length=1.4, speedup=1.2)
+    receipt = register(params(), silent)["versions"]["one"]
+    assert not receipt["promoted"]
+    assert "the champion, version 1, was not measured on these prompts" in receipt["reason"]
+    assert aliases(store)["champion"] == "1"
+
+
+def test_a_champion_of_another_base_is_replaced(project: Path, store: Store) -> None:
+    register(params(), silent)
+    store.client.set_model_version_tag(NAME, "1", "specdec.base.weights", "f" * 64)
     (project / "data/prompts/test.jsonl").write_text("other prompts\n")
     write_drafter(project, "one", weights="new")
     write_figures(project, "one", length=1.5)
     write_figures(project, "two", length=1.4, speedup=1.2)
     receipt = register(params(), silent)["versions"]["one"]
     assert receipt["promoted"]
-    assert "was measured on another base or other prompts" in receipt["reason"]
+    assert "version 1 is for another base" in receipt["reason"]
+
+
+def test_a_category_may_have_any_name(project: Path, store: Store) -> None:
+    """MLflow takes few characters in a tag's name, and two names that differ in others stay two."""
+    register(params(), silent)
+    write_drafter(project, "one", weights="new")
+    names = ("C++", "C--", "Q&A, (python)", "x" * 300)
+    figures = {"acceptance_length": {"value": 1.5, "low": 1.4, "high": 1.6}}
+    metrics = json.loads((project / "metrics/evaluate/one.json").read_text())
+    write_json(project / "metrics/evaluate/one.json", metrics | {"categories": dict.fromkeys(names, figures)})
+    compared(project, 1.2, {"C++": 1.0, "C--": 9.0, "Q&A, (python)": 1.0, "x" * 300: 1.0})
+    receipt = register(params(), silent)["versions"]["one"]
+    assert "not promoted: category C-- 1.600 (missed 9.000)" in receipt["reason"]
+    tags = store.client.get_model_version(NAME, receipt["version"]).tags
+    told = sorted(v for k, v in tags.items() if k.startswith("specdec.gate.category"))
+    assert len(told) == 4
+    assert sum(v.startswith("missed") for v in told) == 1
+
+
+def test_a_gate_that_is_asked_for_no_more_is_gone(project: Path, store: Store) -> None:
+    register(params(register=register_settings(require_engine=True)), silent)
+    assert "specdec.gate.tried_in_engine" in store.client.get_model_version(NAME, "1").tags
+    register(params(), silent)
+    assert "specdec.gate.tried_in_engine" not in store.client.get_model_version(NAME, "1").tags
+
+
+def test_what_misses_a_gate_now_waits_no_longer(project: Path, store: Store) -> None:
+    asks = register_settings(promote="approval")
+    register(params(register=asks), silent)
+    assert waiting(project) == "1"
+    register(params(register=asks | {"min_speedup": 5.0}), silent)
+    assert waiting(project) is None
 
 
 def compared(project: Path, speedup: float, categories: dict[str, float], **other: Any) -> None:
@@ -266,7 +312,7 @@ def test_a_comparison_that_is_about_something_else_does_not_count(
 ) -> None:
     new_prompts(project)
     compared(project, 9.0, {}, **other)
-    assert "was measured on another base or other prompts" in register(params(), silent)["versions"]["one"]["reason"]
+    assert "was not measured on these prompts" in register(params(), silent)["versions"]["one"]["reason"]
 
 
 def new_prompts(project: Path) -> None:
@@ -282,7 +328,8 @@ def test_a_champion_whose_figures_are_no_numbers_cannot_be_compared(project: Pat
     store.client.set_model_version_tag("specdec-base", "1", "specdec.speedup.value", "fast")
     write_drafter(project, "one", weights="new")
     write_figures(project, "two", speedup=1.1)
-    assert register(params(), silent)["versions"]["one"]["promoted"]
+    receipt = register(params(), silent)["versions"]["one"]
+    assert "was not measured on these prompts" in receipt["reason"]
 
 
 def test_nothing_is_promoted_below_the_floor(project: Path, store: Store) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.errors import TrackingError
+from specdec.errors import TrackingError, TransientError
 from specdec.serving.counters import Counters
 from specdec.tracking.register import register
 from specdec.tracking.store import Store
@@ -138,11 +138,28 @@ def test_the_promise_is_the_versions(project: Path, store: Store) -> None:
         promise_of("champion", project)
 
 
-def test_readings_over_time_are_in_one_run(store: Store) -> None:
+def test_readings_over_time_are_in_one_run(store: Store, project: Path) -> None:
     for step in (1, 2):
-        with watch_run(store, PROMISE, "http://me:hunter2@host:8000") as run:
+        with watch_run(store, PROMISE, "http://me:hunter2@host:8000", project) as run:
             run.log_metrics({"watch": {"acceptance_length": 2.0 + step}}, step=step)
     (found,) = store.client.search_runs([store.experiment_id], "tags.`specdec.version` = '3'")
     history = store.client.get_metric_history(found.info.run_id, "watch/acceptance_length")
     assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 4.0)]
     assert "hunter2" not in json.dumps(dict(found.data.tags))
+
+
+def test_a_reading_that_could_not_be_sent_goes_out_with_the_next(
+    store: Store, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise TransientError("MLflow is away")
+
+    with watch_run(store, PROMISE, URL, project):
+        pass
+    with monkeypatch.context() as patch, watch_run(store, PROMISE, URL, project) as run:
+        patch.setattr(type(store.client), "log_batch", away)
+        run.log_metrics({"watch": {"acceptance_length": 2.0}}, step=1)
+    with watch_run(store, PROMISE, URL, project) as run:
+        run.log_metrics({"watch": {"acceptance_length": 3.0}}, step=2)
+    history = store.client.get_metric_history(run.run_id, "watch/acceptance_length")
+    assert sorted((m.step, m.value) for m in history) == [(1, 2.0), (2, 3.0)]
