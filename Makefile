@@ -40,7 +40,7 @@ test-gpu: $(STAMP)
 	@$(BIN)/python -m pytest -m gpu
 
 test-vllm: $(STAMP) $(VLLM_STAMP)
-	@SPECDEC_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm
+	@SPECDEC_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm $(SIDE_BY_SIDE)
 
 vllm: $(VLLM_STAMP)
 
