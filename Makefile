@@ -69,6 +69,7 @@ mlflow: $(STAMP)
 
 prefect: $(STAMP)
 	PREFECT_HOME=$(CURDIR)/.specdec/prefect PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED=events,flow_runs \
+	    PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem \
 	    $(BIN)/prefect server start --host 127.0.0.1
 
 # A Prefect server, the deployments of prefect.yaml and a worker for them; Ctrl-C ends all of it (docs/schedules.md).

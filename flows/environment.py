@@ -12,6 +12,8 @@ _DEFAULTS = {
     "DVC_NO_ANALYTICS": "1",
     # The temporary server needs longer than Prefect's 20 seconds on a busy machine with two cores.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # Who holds a concurrency slot is kept in memory otherwise: a server that is killed would never give it back.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # A stage's lines are shown as they come.
     "PYTHONUNBUFFERED": "1",
 }

@@ -189,8 +189,9 @@ def _check_server(url: str | None) -> None:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        told = hide_credentials(str(error)) or type(error).__name__
         raise TransientError(
-            f"the Prefect server {hide_credentials(url)} does not answer ({error or type(error).__name__}): "
+            f"the Prefect server {hide_credentials(url)} does not answer ({told}): "
             "start it with `make prefect`, or unset PREFECT_API_URL"
         ) from None
 

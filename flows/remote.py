@@ -12,17 +12,21 @@ entry, as DVC itself keeps none: it always runs where it is wanted.
 """
 
 import contextlib
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flows.graph import open_repo
-from specdec.errors import ConfigError, SpecdecError, TransientError
+from specdec.errors import ConfigError, DataError, SpecdecError, TransientError
+from specdec.io import write_text
 from specdec.tracking.store import hide_credentials, project_root
 
 REMOTE = "SPECDEC_DVC_REMOTE"
+_ENTRY = re.compile("[0-9a-f]{64}")  # what is being sent has another name, until it is whole
 ABSENT = 3
 
 
@@ -61,7 +65,10 @@ def fetch(repo: Any, stage: Any) -> bool:
     if not there.fs.exists(there.path):
         return False
     # Two machines may have run it at the same time: all others take the same one.
-    value = min(there.fs.name(path) for path in there.fs.find(there.path))
+    known = [name for path in there.fs.find(there.path) if _ENTRY.fullmatch(name := there.fs.name(path))]
+    if not known:
+        return False
+    value = min(known)
     here.take(there, value)
     if not _is_whole(repo, key, value):
         raise TransientError(
@@ -72,12 +79,23 @@ def fetch(repo: Any, stage: Any) -> bool:
 
 
 def send(repo: Any, stage: Any) -> None:
-    """Sends the outputs, then the entry that names them: whoever sees the entry finds the outputs. Raises
-    TransientError."""
+    """Sends the outputs, then the entry that names them: whoever sees the entry finds the outputs. What was skipped
+    for want of something on this machine is no result for others. Raises TransientError, or DataError where the
+    outputs are not those of the inputs as they are now: DVC looks at these when a run has ended."""
+    changed = stage.changed()  # asked first: `_key` reads the inputs anew
     key = _key(stage)
     if key is None:
         repo.push([stage.addressing])
         return
+    if _is_skipped(stage):
+        print(f"{stage.addressing} was skipped here: that is not sent", flush=True)
+        return
+    before = _before(repo, stage)
+    if changed or (before.exists() and before.read_text(encoding="utf-8") != key):
+        raise DataError(
+            f"an input of {stage.addressing} changed while it ran, or since: its outputs are not sent; "
+            f"`dvc repro -f -s {stage.addressing}` runs it again"
+        )
     from dvc.stage.cache import _get_cache_hash
     from dvc.stage.serialize import to_single_stage_lockfile
 
@@ -90,6 +108,24 @@ def send(repo: Any, stage: Any) -> None:
         if repo.cloud.push(objects, odb=odb).failed or repo.cloud.status(objects, odb=odb).missing:
             raise TransientError(f"the outputs of {stage.addressing} did not all reach the remote: run it again")
     there.take(here, value)
+    before.unlink(missing_ok=True)
+
+
+def _before(repo: Any, stage: Any) -> Path:
+    """Where the key of a stage that is about to run is written down."""
+    return Path(repo.root_dir) / ".specdec" / "running" / f"{stage.addressing.replace('/', '_')}.key"
+
+
+def _is_skipped(stage: Any) -> bool:
+    for out in stage.outs:
+        if out.is_metric and Path(out.fs_path).suffix == ".json":
+            try:
+                found = json.loads(Path(out.fs_path).read_text(encoding="utf-8"))
+            except ValueError:  # somebody else's stage, who calls it JSON
+                continue
+            if isinstance(found, dict) and "skipped" in found:
+                return True
+    return False
 
 
 class _Entries:
@@ -153,6 +189,7 @@ def main() -> None:
             if action == "send":
                 send(repo, stage)
             elif not fetch(repo, stage):
+                write_text(_before(repo, stage), _key(stage) or "")
                 sys.exit(ABSENT)
 
 

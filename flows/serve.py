@@ -44,6 +44,13 @@ class Part(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self.ended.set()
+
+    def _run(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w", encoding="utf-8", buffering=1) as file:
 
             def keep(line: str) -> None:
@@ -52,7 +59,6 @@ class Part(threading.Thread):
                 self.say(line)
 
             self.code = self.commands.run(self.command, keep, self.root)
-        self.ended.set()
 
     def stop(self) -> None:
         self.commands.stop()

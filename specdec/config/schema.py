@@ -23,6 +23,16 @@ OURS = {  # arguments of an engine with which we would not find the server, or n
     "--model": "the server serves the base of `fetch_base`",
     "--speculative-config": "the drafter is that of the stage",
 }
+OURS_FOR_STATES = OURS | {  # of a vLLM that hands out hidden states
+    "--speculative-config": "it is how the states are asked for",
+    "--kv-transfer-config": "it is how the states are handed over",
+    "--enable-prefix-caching": "states of what a cache holds are not computed",
+    "--max-model-len": "it is max_length",
+    "--dtype": "it is dtype",
+    "--served-model-name": "the server is asked by the base's path",
+    "--pipeline-parallel-size": "the states lie on the last stage alone",
+    "-pp": "the states lie on the last stage alone",
+}
 DRAFTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _TREE = re.compile(r"[1-9]\d*,[1-9]\d*,[1-9]\d*")
 
@@ -173,11 +183,17 @@ def no_key(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def what_we_set(arguments: list[str]) -> list[str]:
+def what_we_set(arguments: list[str], ours: dict[str, str] = OURS) -> list[str]:
+    """vLLM takes `--speculative_config` and `--speculative-config.method`, too."""
     for argument in arguments:
-        if (name := argument.split("=")[0]) in OURS:
-            raise ValueError(f"{name} cannot stand here: {OURS[name]}")
+        name = argument.split("=")[0].split(".")[0].replace("_", "-")
+        if name in ours:
+            raise ValueError(f"{name} cannot stand here: {ours[name]}")
     return arguments
+
+
+def what_we_set_for_states(arguments: list[str]) -> list[str]:
+    return what_we_set(arguments, OURS_FOR_STATES)
 
 
 class Synthesize(Section):
@@ -246,7 +262,7 @@ class TrainingSettings(Section):
         return self
 
     _no_key = field_validator("vllm_args")(no_key)
-    _what_we_set = field_validator("vllm_args")(what_we_set)
+    _what_we_set = field_validator("vllm_args")(what_we_set_for_states)
 
     @field_validator("warm_start")
     @classmethod

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import time
@@ -14,7 +15,8 @@ from specdec.errors import ConfigError, ServerEnded, ServerError
 from specdec.serving.process import ServerProcess
 
 HOST = "127.0.0.1"
-OURS_ALONE = ("SPECDEC_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")
+# The key of another server; and our place among several processes, as torchrun tells it, threads included.
+_OURS_ALONE = re.compile("SPECDEC_API_KEY|(LOCAL_)?(RANK|WORLD_SIZE)|(GROUP|ROLE|MASTER|TORCHELASTIC)_.*")
 START_SECONDS = 1800.0  # a large base on many GPUs takes its time
 SAY_SECONDS, POLL_SECONDS = 5.0, 0.25
 
@@ -38,7 +40,9 @@ class Launch:
 def server_environment(**settings: str) -> dict[str, str]:
     """Ours, without the key of another server, without our place among several processes, and without a look at the
     hub: the base is a local folder."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
+    inherited = {name: value for name, value in os.environ.items() if not _OURS_ALONE.fullmatch(name)}
+    if "RANK" in os.environ:
+        inherited.pop("OMP_NUM_THREADS", None)
     return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **settings}
 
 

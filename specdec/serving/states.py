@@ -26,6 +26,7 @@ from specdec.serving.launch import answers
 from specdec.serving.states_client import Shape, fetch_states
 from specdec.serving.vllm import VLLM_PYTHON, RunningVllm, Say, Serving, find_vllm, running_vllm, vllm_python
 from specdec.targets import Target
+from specdec.targets import final_norm as final_norm_code
 from specdec.targets.final_norm import final_norm
 from specdec.training.features import collate
 from specdec.training.sources import Run, StateSource
@@ -33,8 +34,18 @@ from specdec.training.sources import Run, StateSource
 INSIDE = Path(__file__).with_name("inside_vllm")  # what vLLM's process imports
 ROWS_AT_ONCE = 64
 PROBE_TOKENS = 64
-FARTHEST = 0.3  # from our own states, as a share of their size: a quantised base is that far off at most
-_DECIDING = (Path(__file__), Path(__file__).with_name("states_client.py"), INSIDE / "specdec_states.py")
+# From our own states, as a share of their size, at most.
+FARTHEST = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
+FARTHEST_QUANTISED = 0.3
+_HERE = Path(__file__).parent
+_DECIDING = (  # what the states depend on, beside vLLM
+    Path(__file__),
+    _HERE / "launch.py",
+    _HERE / "states_client.py",
+    _HERE / "vllm.py",
+    INSIDE / "specdec_states.py",
+    Path(final_norm_code.__file__),
+)
 _LOOK = """
 import importlib.util as u, pathlib, sys
 root = pathlib.Path(u.find_spec("vllm").submodule_search_locations[0])
@@ -74,7 +85,8 @@ def vllm_states(
 
     @contextmanager
     def opened() -> Iterator[Run]:
-        asked = _Asked(target, aux_layers, final_norm(target))
+        _check_positions(target, settings.max_length + 1)
+        asked = _Asked(target, aux_layers, final_norm(target), _farthest(target, settings))
         own = _own_states(target, min(PROBE_TOKENS, settings.max_length))
         with _off_the_gpu(target), _private(log.with_name("states")) as folder:
             serving = _serving(target, base, asked.layers, settings, folder)
@@ -83,6 +95,24 @@ def vllm_states(
                 yield lambda rows: asked.features(server, folder, rows)
 
     return StateSource(about, ROWS_AT_ONCE, opened)
+
+
+def _farthest(target: Target, settings: TrainingSettings) -> float:
+    quantised = getattr(target.model.config, "quantization_config", None) is not None
+    asked = {argument.split("=")[0] for argument in settings.vllm_args} & {"--quantization", "-q"}
+    return FARTHEST_QUANTISED if quantised or asked else FARTHEST[settings.dtype]
+
+
+def _check_positions(target: Target, length: int) -> None:
+    """vLLM takes the long factors of such a base for every sequence where it may grow long, transformers takes the
+    short ones as long as one is short: near enough to pass for the same. Raises ConfigError."""
+    rope = getattr(target.model.config, "rope_parameters", None) or {}
+    short = rope.get("original_max_position_embeddings") or target.max_positions
+    if rope.get("rope_type") == "longrope" and length > short:
+        raise ConfigError(
+            f"features is vllm, and {target.name} (longrope) has other positions in vLLM above {short} tokens, of "
+            f"which max_length and one more is {length}: set max_length below {short}, or features to cached"
+        )
 
 
 def _serving(
@@ -115,6 +145,7 @@ class _Asked:
     target: Target
     aux_layers: tuple[int, ...]
     norm: nn.Module
+    farthest: float
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -151,7 +182,7 @@ class _Asked:
         for place, layer in enumerate(self.layers):
             off = (own - states[:, place].float()).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1)
             far.append(float(off[layer]))
-            if int(off.argmin()) != layer or off[layer] > FARTHEST:
+            if int(off.argmin()) != layer or off[layer] > self.farthest:
                 raise ModelError(
                     f"vLLM's states of layer {layer} of {self.target.name} are {off[layer]:.1%} off from our own "
                     f"(the nearest of ours is layer {int(off.argmin())}): set features to cached"

@@ -10,7 +10,7 @@ import yaml
 from flows.graph import read_plan
 from flows.process import Commands
 from flows.remote import remote_name
-from flows.stage_task import NotHere, StageFailed, bring_or_run
+from flows.stage_task import NotHere, StageFailed, bring_or_run, travel
 from specdec.errors import EX_TEMPFAIL, ConfigError
 from tests.tracking.example import REPOSITORY
 
@@ -123,6 +123,54 @@ def test_a_run_whose_outputs_are_not_all_there_is_not_run_again(machines: tuple[
     shutil.rmtree(shared)
     assert first.bring("one") == []  # up to date, and sent again
     assert second.bring("one") == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("when", ["while it runs", "before it is sent"])
+def test_outputs_of_another_input_are_not_sent(machines: tuple[Machine, Machine], when: str) -> None:
+    """DVC looks at the inputs when a run has ended: what came of the old one would pass for the new one's."""
+    first, second = machines
+    if when == "while it runs":
+        changing = STAGES | {
+            "one": stage("one", "input") | {"cmd": f"{stage('one', 'input')['cmd']} && echo 2 > input"}
+        }
+        (first.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": changing}))
+        with pytest.raises(StageFailed, match="an input of one changed while it ran, or since: its outputs are not"):
+            first.bring("one")
+    else:
+        first.bring("one", remote=None)
+        (first.root / "input").write_text("2\n")
+        with contextlib.chdir(first.root), pytest.raises(StageFailed, match="an input of one changed while it ran"):
+            travel("send", "one", first.root, Commands(), first.log.append)
+    (second.root / "input").write_text("2\n")
+    with pytest.raises(NotHere):
+        second.bring("two")
+
+
+@pytest.mark.soak
+def test_what_was_skipped_is_not_sent(machines: tuple[Machine, Machine]) -> None:
+    """Another machine may have what was missing here."""
+    first, second = machines
+    skipping = {"cmd": 'mkdir one && echo a > one/a && echo \'{"skipped": "none"}\' > one.json'}
+    for machine in machines:
+        changed = {"stages": STAGES | {"one": stage("one", "input") | skipping}}
+        (machine.root / "dvc.yaml").write_text(yaml.safe_dump(changed))
+    assert first.bring("one") == second.bring("one") == ["one"]
+    assert "one was skipped here: that is not sent" in first.log
+
+
+@pytest.mark.soak
+def test_what_is_half_sent_is_not_taken(machines: tuple[Machine, Machine]) -> None:
+    first, second = machines
+    first.bring("one")
+    (entry,) = (first.root.parent / "shared").rglob("runs/*/*/*")
+    (entry.parent / ".half.tmp").write_text("")
+    assert second.bring("one") == []
+    entry.rename(entry.parent / ".other.tmp")
+    shutil.rmtree(second.root / ".dvc/cache")
+    shutil.rmtree(second.root / "one")
+    (second.root / "dvc.lock").unlink()
+    assert second.bring("one") == ["one"]
 
 
 @pytest.mark.soak

@@ -264,7 +264,7 @@ def test_states_of_another_layer_or_base_are_refused_before_anything_is_written(
 ) -> None:
     stand.change = change
     if change is shifted:
-        monkeypatch.setattr(states_module, "FARTHEST", float("inf"))  # that another one is nearer is enough
+        monkeypatch.setitem(states_module.FARTHEST, "float32", float("inf"))  # that another one is nearer is enough
     with pytest.raises(ModelError, match=told):
         build(target, tmp_path, source(target, base_folder))
     assert not list(tmp_path.rglob("*.safetensors"))
