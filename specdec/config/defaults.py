@@ -51,6 +51,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "early_stopping": None,
     "warm_start": None,
     "features": "online",
+    "vllm_args": [],
     "cache_dtype": "bfloat16",
     "cache_limit_gb": 100.0,
     "gradient_checkpointing": False,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from specdec.tracking.gates import Figures, Interval
+from specdec.tracking.gates import Decision, Figures, Interval
 from specdec.tracking.values import name_of, redact, shorten
 
 _LONGEST_TAG = 5000
@@ -108,13 +108,30 @@ Method `{tags["specdec.method"]}`. Measured on held-out prompts, with confidence
 Load it: `mlflow.pyfunc.load_model("models:/{model}@champion").predict(["..."])`.
 Serve it: `artifacts/drafter` is the checkpoint that vLLM loads.
 
-The report of these figures is in the artifacts of run `{run_id}`, under `report`; a later evaluation replaces
-it. `artifacts/evaluation`, inside the model, is the report as it was when this version was registered.
+The report of these figures is in the artifacts of run `{run_id}`, under `report`; a later evaluation replaces it.
+`artifacts/evaluation`, inside the model, is the report as it was when this version was registered.
 `artifacts/recipe` is what it takes to make it again: `params.yaml`, `dvc.lock`, `lineage.json`, `environment.txt`.
 
 | lineage | |
 |---|---|
 {_rows(tags)}
+"""
+
+
+def decision_page(model: str, decision: Decision) -> str:
+    """Markdown for the report in the drafter's run: what became of the version, by which gates."""
+    candidate = decision.candidate
+    outcome = "champion" if decision.promoted else "waits for approval" if decision.waits else "not promoted"
+    told = [(g.gate, "passed" if g.passed else "MISSED", str(g)) for g in decision.gates]
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in told)
+    return f"""\
+# {candidate.drafter}, version {candidate.version} of {model}: {outcome}
+
+{decision.reason}
+
+| gate | | figure, and what it needs |
+|---|---|---|
+{rows}
 """
 
 

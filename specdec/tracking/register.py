@@ -48,6 +48,10 @@ def register(params: Params, say: Say = print, root: Path | None = None) -> dict
         rival = reigning(store, name, root, candidates[0].figures.conditions)
         decisions = decide(candidates, params.register_, rival)
         _apply(store, name, decisions, say)
+        for d in decisions:
+            with speaking(store.location):
+                run_id = receipts[d.candidate.drafter][1]["run_id"]
+                store.client.log_text(run_id, card.decision_page(name, d), "report/decision.md")
         aliases = aliases_of(store, name)
         versions = {
             d.candidate.drafter: {**receipts[d.candidate.drafter][1], **_aliased(d, aliases), **d.record()}

@@ -34,7 +34,8 @@ def reigning(store: Store, name: str, root: Path, conditions: str) -> Champion |
         tags.get("specdec.conditions"),
         identity,
         card.categories_of(tags.get("specdec.categories")),
-        other_base=trained_on is not None and trained_on != base.get("weights"),
+        # One that somebody made the champion without being a drafter of ours cannot be measured either.
+        other_base=identity is None or (trained_on is not None and trained_on != base.get("weights")),
     )
 
 

@@ -36,6 +36,7 @@ class DrafterRun:
         self._waiting, self._tags = unsent.read() if unsent else ([], {})
         self._next = 0.0  # when to send again
         self._pause = 0.0
+        self._away = False  # and that was said
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Nested numbers become `a/b` or `a/0`; a NaN or infinite one becomes a tag that says when."""
@@ -108,10 +109,11 @@ class DrafterRun:
         try:
             with one_try():  # whoever computes does not wait
                 self.flush()
-            self._pause = 0.0
+            self._pause, self._away = 0.0, False
         except TransientError as error:
-            if not self._pause:
+            if not self._away:
                 print(f"specdec: {error}; figures are kept and sent later", file=sys.stderr, flush=True)
+            self._away = True
             self._pause = min(_LONGEST_PAUSE, max(_FLUSH_SECONDS, 2 * self._pause))
             self._next = time.monotonic() + self._pause
 

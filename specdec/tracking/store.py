@@ -20,6 +20,7 @@ from filelock import FileLock
 from specdec.errors import SpecdecError, TrackingError, TransientError, disk_is_full
 
 # Set before mlflow is imported: no telemetry, no pickles, no advice in the middle of our output.
+_DATABASE = re.compile(r"(postgresql|mysql|mssql)\b")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -106,6 +107,8 @@ def connect(root: Path | None = None) -> Store:
     with _environment(_FIRST_CONTACT), speaking(location):
         if location.database is not None:
             _prepare_database(location.database)
+        elif _DATABASE.match(location.uri):
+            _reach(location)
         from mlflow import MlflowClient
 
         try:
@@ -115,6 +118,26 @@ def connect(root: Path | None = None) -> Store:
             told = hide_credentials(str(error))
             raise TrackingError(f"MLFLOW_TRACKING_URI ({location.shown}) is no address: {told}") from None
     return Store(client, location, experiment)
+
+
+def _reach(location: Location) -> None:
+    """MLflow itself asks a database that is away for two minutes. Raises TransientError; what else is wrong with the
+    address MLflow says better."""
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(location.uri)
+    except (ImportError, ValueError, sqlalchemy.exc.ArgumentError):
+        return
+    try:
+        engine.connect().close()
+    except sqlalchemy.exc.DBAPIError as error:
+        told = hide_credentials(" ".join(str(error.orig).split()))[:300]
+        raise TransientError(
+            f"MLflow's database {location.shown} does not answer ({told}): start it, or correct MLFLOW_TRACKING_URI"
+        ) from None
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager

@@ -64,7 +64,9 @@ def compared() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_no_champion_yet(project: Path) -> None:
     told, rows = compared()
     words = f"no champion yet: no version of {NAME} is promoted"
-    assert told == {"model": NAME, "version": None, "sha256": None, "row": None, "told": words}
+    prompts = sha256_file(project / "data/prompts/test.jsonl")
+    expected = {"model": NAME, "version": None, "sha256": None, "row": None, "told": words, "prompts": prompts}
+    assert told == expected
     assert set(rows) == {*DRAFTERS, "prompt lookup"}
     assert not any("to_champion" in row for row in rows.values())
     assert "No champion yet" in Path("comparison/report.html").read_text()
@@ -205,7 +207,7 @@ def test_a_damaged_one_is_told(project: Path) -> None:
         weights.write_bytes(b"torn")
     told, _ = compared()
     assert told["row"] is None
-    assert "was not measured: .specdec/champion/" in told["told"]
+    assert f"the champion of {NAME} was not compared: models:/{NAME}/1 is damaged in " in told["told"]
     assert "is damaged" in told["told"]
 
 

@@ -272,7 +272,8 @@ def test_a_finished_evaluation_is_not_lost(
     receipt = register(params(), silent)["versions"]["one"]
     assert receipt["run_id"] == training.run_id
     assert history(store, training.run_id, "test/speedup") == [(0, 1.3)]
-    assert [f.path for f in store.client.list_artifacts(training.run_id, "report")] == ["report/report.html"]
+    kept = [f.path for f in store.client.list_artifacts(training.run_id, "report")]
+    assert kept == ["report/decision.md", "report/report.html"]
     assert not list(project.glob(".specdec/unsent/*"))
 
 

@@ -335,6 +335,12 @@ def test_a_champion_whose_figures_are_no_numbers_cannot_be_compared(project: Pat
 def test_nothing_is_promoted_below_the_floor(project: Path, store: Store) -> None:
     strict = params(register=register_settings(min_speedup=5.0))
     receipt = register(strict, silent)
+    page = Path(
+        store.client.download_artifacts(receipt["versions"]["one"]["run_id"], "report/decision.md")
+    ).read_text()
+    assert page.startswith("# one, version 1 of specdec-base: not promoted\n")
+    assert "| speedup | MISSED | speedup 1.200 (missed 5.000) |" in page
+    assert "| lossless | passed | lossless true (needs true) |" in page
     assert not any(v["promoted"] for v in receipt["versions"].values())
     assert "speedup 1.200 (missed 5.000)" in receipt["versions"]["one"]["reason"]
     assert set(aliases(store)) == {"challenger"}
