@@ -185,6 +185,7 @@ def test_nobody_answers(asked: Toy) -> None:
     assert aliases(asked.root) == {"champion": "1", "challenger": "3"}
 
 
+@pytest.mark.soak
 def test_without_a_server_it_says_what_a_person_does(asked: Toy) -> None:
     code, output = ended(start(asked.without_server()))
     assert code == 0, output
@@ -203,6 +204,7 @@ def pipeline(toy: Toy) -> str:
     return output
 
 
+@pytest.mark.soak
 def test_a_pipeline_ends_with_the_question(asked: Toy) -> None:
     output = pipeline(asked)
     assert (
@@ -222,6 +224,7 @@ def test_a_pipeline_with_a_temporary_server_does_not_hang(asked: Toy) -> None:
     assert "version 3 waits for approval: `specdec promote 3` makes it the champion (no Prefect server" in output
 
 
+@pytest.mark.soak
 def test_what_was_done_by_hand_is_announced(asked: Toy) -> None:
     environment = asked.environment
     command = [sys.executable, "-m", "flows.announce"]

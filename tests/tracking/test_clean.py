@@ -294,6 +294,7 @@ for removal in registry_removals(registry_of(root, 1), 1):
 """
 
 
+@pytest.mark.soak
 def test_killed_anywhere_the_registry_is_whole_and_the_next_one_finishes(registered: Path, store: Store) -> None:
     """Each is killed at another point, with what the one before left; then one runs to its end."""
     for point, left in (("marked", [1, 2, 3, 4, 5, 6]), ("unregistered", [1, 3, 4, 5, 6]), ("torn", [1, 4, 5, 6])):
