@@ -94,8 +94,10 @@ def test_in_bfloat16_and_what_it_has_not_computed_is_refused(
 ) -> None:
     """With prefix caching the same rows are not computed again, so their states are not there a second time."""
     served = Target.from_pretrained(base, dtype="bfloat16", device="cpu")
-    told = {"dtype": "bfloat16", "vllm_args": ["--enforce-eager", "--enable-prefix-caching"]}
-    settings = TrainingSettings.model_validate(training(features="vllm", max_length=LENGTH, **told))
+    asked = training(features="vllm", max_length=LENGTH, dtype="bfloat16")
+    # The settings refuse the second one, for what is shown here.
+    arguments = ["--enforce-eager", "--enable-prefix-caching"]
+    settings = TrainingSettings.model_validate(asked).model_copy(update={"vllm_args": arguments})
     source = vllm_states(served, base, (1, 3), settings, tmp_path / "server.log", print)
     assert source
     with source.opened() as run:
