@@ -66,7 +66,7 @@ def one_look(watched: Watch, url: str, promise: Promise, log: Callable[[str], No
     try:
         found = watched.look(read_counters(url))
     except ServerError as error:
-        log(f"{error}: looked at again later")
+        log(f"{hide_credentials(str(error))}: looked at again later")
         return None
     if found is not None:
         log(str(found))

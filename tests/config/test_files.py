@@ -109,6 +109,9 @@ def test_the_committed_settings_are_valid() -> None:
         ("drafters.medusa.training.vllm_args", ["-tp=2"], "vllm_args have no effect with features online: set "),
         ("drafters.medusa.training.vllm_args", ["--api-key=secret"], "training.vllm_args: a key here ends up"),
         ("drafters.medusa.training.vllm_args", ["--port=80"], "training.vllm_args: --port cannot stand here"),
+        ("drafters.medusa.training.vllm_args", ["--kv_transfer_config.kv_role=x"], "vllm_args: --kv-transfer-config"),
+        ("drafters.medusa.training.vllm_args", ["-pp", "2"], "training.vllm_args: -pp cannot stand here"),
+        ("synthesize.engine_args", ["--speculative_config.method=x"], "engine_args: --speculative-config cannot"),
         (
             "drafters.medusa.training",
             training(features="vllm", shard_base=True),

@@ -18,6 +18,7 @@ from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.errors import ConfigError, ModelError, RequestRefused, ServerError, SpecdecError
 from specdec.serving import states as states_module
 from specdec.serving import states_client
+from specdec.serving.launch import server_environment
 from specdec.serving.states import vllm_states
 from specdec.serving.states_client import IN_FLIGHT, Shape, fetch_states
 from specdec.serving.vllm import VLLM_PYTHON, RunningVllm
@@ -246,9 +247,14 @@ def scaled(tensors: Tensors) -> Tensors:
     return {**tensors, "states": tensors["states"] * 1.5}
 
 
+def a_little_off(tensors: Tensors) -> Tensors:
+    return {**tensors, "states": tensors["states"] * 1.02}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (a_little_off, r"states of layer 0 of .* are 2.0% off from our own"),  # nobody rounds here
         (shifted, r"states of layer 0 of .* are .*% off from our own \(the nearest of ours is layer 2\)"),
         (scaled, r"states of layer 0 of .* are 50.0% off from our own"),
     ],
@@ -281,6 +287,43 @@ def test_how_vllm_is_started(target: Target, base_folder: Path, tmp_path: Path, 
     assert "--no-enable-prefix-caching" in serving.arguments
     assert serving.arguments[-2:] == ("--tensor-parallel-size", "2")
     assert (Path(serving.environment["PYTHONPATH"].split(os.pathsep)[0]) / "specdec_states.py").is_file()
+
+
+def test_a_quantised_base_may_be_further_off(
+    target: Target, base_folder: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.change = lambda tensors: {**tensors, "states": tensors["states"] * 1.2}
+    build(target, tmp_path / "asked", source(target, base_folder, vllm_args=["--quantization=fp8"]))
+    monkeypatch.setattr(target.model.config, "quantization_config", {"bits": 4}, raising=False)
+    build(target, tmp_path / "stored", source(target, base_folder))
+
+
+def test_positions_that_vllm_stretches_are_refused(
+    target: Target, base_folder: Path, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long-RoPE base has other factors in vLLM as soon as it may grow long, here as soon as a sequence is long."""
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    monkeypatch.setattr(target.model.config, "rope_parameters", rope, raising=False)
+    with (
+        pytest.raises(ConfigError, match=r"\(longrope\) has other positions in vLLM above 64 tokens"),
+        source(target, base_folder, max_length=64).opened(),
+    ):
+        pass
+    assert not stand.servings
+    with source(target, base_folder, max_length=63).opened():
+        assert stand.servings
+
+
+def test_a_server_knows_nothing_of_our_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_NAME", "MASTER_ADDR")
+    for name in (*given, "TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", "SPECDEC_API_KEY"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RANKING", "mine")
+    made = server_environment()
+    assert not made.keys() & {*given, "TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", "SPECDEC_API_KEY"}
+    assert made["RANKING"] == "mine"
+    monkeypatch.delenv("RANK")
+    assert server_environment()["OMP_NUM_THREADS"] == "1", "set by a person, not by a launcher"
 
 
 # What cannot work

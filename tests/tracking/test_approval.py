@@ -1,5 +1,6 @@
 """`register.promote: approval`: what waits, what a person sees, and what an answer does, against a real MLflow."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from specdec.errors import TrackingError
 from specdec.tracking import promotion
 from specdec.tracking.announced import mark_told, untold_change
 from specdec.tracking.approval import Approval, Overtaken
+from specdec.tracking.promotion import MOVING
 from specdec.tracking.proposal import propose, waiting
 from specdec.tracking.register import register
 from specdec.tracking.release import list_versions, promote_by_hand, refuse, rollback
@@ -150,6 +152,20 @@ def test_yes_holds_to_the_checks_of_a_promotion_by_hand(asked: Path, store: Stor
     with pytest.raises(TrackingError, match="another base"):
         promote_by_hand(asked, "3", False, silent, Approval("Anna", "", "2"))
     assert aliases(store)["champion"] == "2"
+
+
+def test_no_finds_what_a_killed_promotion_began(asked: Path, store: Store) -> None:
+    """Else the next one would finish it, and make the refused version the champion."""
+    store.client.set_registered_model_tag(NAME, MOVING, json.dumps({"version": "3", "before": "2"}))
+    with pytest.raises(Overtaken, match=r"version 3 .* has become the champion since"):
+        refuse(asked, "3", Approval("Anna", "", "2"), silent)
+    assert aliases(store) == {"champion": "3", "previous": "2"}
+
+
+def test_an_approval_that_was_not_written_down_is_when_it_is_said_again(asked: Path, store: Store) -> None:
+    store.client.set_registered_model_alias(NAME, "champion", "3")  # killed behind the move
+    promote_by_hand(asked, "3", False, silent, Approval("Anna", "", "2"))
+    assert tags(store, "3")["specdec.gate.approval"].startswith("passed: approved by Anna (")
 
 
 def test_no_is_a_gate_that_it_misses(asked: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
