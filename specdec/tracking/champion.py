@@ -11,7 +11,7 @@ from specdec.tracking.checkpoints import REGISTRY, fetch_drafter, look_up
 from specdec.tracking.lineage import read_json
 from specdec.tracking.promotion import CHAMPION, aliases_of
 from specdec.tracking.register import model_name
-from specdec.tracking.store import Store, connect, locate, speaking
+from specdec.tracking.store import connect, if_there, locate
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,6 @@ def _version(model: str) -> str | None:
     if database is not None and not database.exists():  # `connect` would make it
         return None
     store = connect()
-    with speaking(store.location):
-        return _alias(store, model)
-
-
-def _alias(store: Store, model: str) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.client.get_registered_model(model)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if if_there(store, lambda: store.client.get_registered_model(model)) is None:
         return None
     return aliases_of(store, model).get(CHAMPION)

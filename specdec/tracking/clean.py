@@ -18,14 +18,13 @@ from specdec.tracking.checkpoints import REGISTRY
 from specdec.tracking.executions import DRAFTER, PROJECT
 from specdec.tracking.keeping import Known, reasons_to_keep
 from specdec.tracking.lineage import read_json
-from specdec.tracking.model import CONTENT
+from specdec.tracking.model import CONTENT, logged_model
 from specdec.tracking.promotion import aliases_of
 from specdec.tracking.purge import (
     UNREGISTERED,
     database,
     every_version,
     local_folder,
-    model_of,
     model_size,
     models_behind,
     pages,
@@ -36,7 +35,7 @@ from specdec.tracking.purge import (
 )
 from specdec.tracking.register import model_name
 from specdec.tracking.release import promoted_by_hand
-from specdec.tracking.store import Store, connect, locate, speaking
+from specdec.tracking.store import Store, connect, if_there, locate, speaking
 
 COPY = "drafter"  # in a run: a copy of the checkpoint that the training made
 _ABANDONED = timedelta(days=1)  # a model without a version may be on its way to one, from another folder
@@ -86,7 +85,7 @@ def registry_of(root: Path, newest: int, now: datetime | None = None) -> Registr
     store, name = connect(root), params.register_.model_name or model_name(root)
     now = now or datetime.now(UTC)
     with speaking(store.location):
-        known = any(m.name == name for m in pages(store.client.search_registered_models))
+        known = if_there(store, lambda: store.client.get_registered_model(name)) is not None
         versions = list(pages(store.client.search_model_versions, f"name = '{name}'")) if known else []
     aliases: dict[int, list[str]] = {}
     for alias, number in sorted(aliases_of(store, name).items()) if known else ():
@@ -99,7 +98,9 @@ def registry_of(root: Path, newest: int, now: datetime | None = None) -> Registr
     copied = {str(v.source) for v in every_version(store).values()}  # MLflow's way to promote into another model
     named |= {int(v.version) for v in versions if f"{REGISTRY}{name}/{v.version}" in copied}
     all_known = [
-        Known(int(v.version), bool(model_of(v)), tuple(aliases.get(int(v.version), ())), promoted_by_hand(v))
+        Known(
+            int(v.version), logged_model(v) is not None, tuple(aliases.get(int(v.version), ())), promoted_by_hand(v)
+        )
         for v in versions
     ]
     return Registry(
@@ -118,7 +119,7 @@ def registry_removals(registry: Registry, newest: int) -> Iterator[Removal]:
 def _old_versions(registry: Registry) -> Iterator[Removal]:
     for version in sorted(registry.versions, key=lambda v: int(v.version)):
         if int(version.version) not in registry.kept:
-            model = model_of(version)
+            model = str(logged_model(version))  # ours alone go
             yield Removal(
                 f"version {version.version} of {registry.name} ({version.tags.get('specdec.drafter', '?')})",
                 "older than the newest, no alias, not promoted by hand lately",

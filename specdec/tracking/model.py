@@ -19,7 +19,7 @@ from specdec.io import sha256_file, sha256_json, write_json
 from specdec.room import need_room, size_of
 from specdec.tracking.lineage import read_json
 from specdec.tracking.recipe import write_recipe
-from specdec.tracking.store import Store, speaking
+from specdec.tracking.store import Store, if_there, speaking
 from specdec.tracking.values import UNFINISHED
 
 CONTENT, IDENTITY = "specdec.content", "specdec.identity"
@@ -169,15 +169,7 @@ def holds_checkpoint(store: Store, version: Any) -> bool:
 
 def _stored(store: Store, model_id: str) -> dict[str, int]:
     """{file of the drafter: size}; empty where the logged model was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    with speaking(store.location):
-        try:
-            listed = store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
+    listed = if_there(store, lambda: store.client.list_logged_model_artifacts(model_id, "artifacts/drafter")) or []
     return {Path(file.path).name: file.file_size for file in listed}
 
 

@@ -16,7 +16,7 @@ from specdec.errors import TrackingError
 from specdec.room import size_of
 from specdec.tracking.checkpoints import REGISTRY
 from specdec.tracking.promotion import aliases_of
-from specdec.tracking.store import Store, speaking
+from specdec.tracking.store import Store, if_there, speaking
 
 _LOGGED = re.compile(r"\bm-[0-9a-f]{32}\b")
 UNREGISTERED = "specdec.unregistered"  # of a model whose version is being removed: NAME/VERSION
@@ -31,8 +31,8 @@ def remove_version(store: Store, name: str, number: str, model: str) -> None:
         raise TrackingError(f"version {number} of {name} is what {copies[0]} was copied from")
     users = {key for key, version in every.items() if model in models_behind(version, every)}
     alone = users == {(name, number)}
+    there = if_there(store, lambda: store.client.get_logged_model(model)) is not None
     with speaking(store.location):
-        there = _is_there(store, model)
         if alone and there:
             store.client.set_logged_model_tags(model, {UNREGISTERED: f"{name}/{number}"})
         store.client.delete_model_version(name, number)
@@ -85,35 +85,13 @@ def database(store: Store) -> Any | None:
     return None if store.location.database is None else store.client._tracking_client.store
 
 
-def _is_there(store: Store, model: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.client.get_logged_model(model)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
-
-
 def model_size(store: Store, model: str) -> int | None:
-    from mlflow.exceptions import MlflowException
-
-    with speaking(store.location):
-        try:
-            folder = local_folder(store.client.get_logged_model(model).artifact_location)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return 0
+    """Bytes; None where nobody here can say."""
+    found = if_there(store, lambda: store.client.get_logged_model(model))
+    if found is None:
+        return 0
+    folder = local_folder(found.artifact_location)
     return None if folder is None else size_of(folder)
-
-
-def model_of(version: Any) -> str:
-    """The logged model behind a version; empty for a version of someone else's."""
-    kind, _, model = str(version.source).partition(REGISTRY)
-    return model if not kind and model.startswith("m-") else ""
 
 
 def every_version(store: Store) -> dict[tuple[str, str], Any]:

@@ -15,7 +15,7 @@ from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
 from specdec.tracking.model import holds_checkpoint
 from specdec.tracking.promotion import BY_HAND, CHAMPION, PREVIOUS, Move, aliases_of, finish_move, promote
-from specdec.tracking.store import Store, connect, locate, speaking
+from specdec.tracking.store import Store, connect, if_there, locate, speaking
 
 _TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -128,22 +128,9 @@ def open_registry(root: Path) -> tuple[Store, str]:
         raise NoRegistry(f"there is no registry yet ({location.shown}): run the pipeline, or set MLFLOW_TRACKING_URI")
     name = version_address("0", root).removeprefix("models:/").rpartition("/")[0]
     store = connect(root)
-    if not _is_registered(store, name):
+    if if_there(store, lambda: store.client.get_registered_model(name)) is None:
         raise NoRegistry(f"{store.location.shown} has no model {name}: run the pipeline, which registers it")
     return store, name
-
-
-def _is_registered(store: Store, name: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    with speaking(store.location):
-        try:
-            store.client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
-    return True
 
 
 def _alone(root: Path) -> FileLock:

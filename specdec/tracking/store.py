@@ -10,14 +10,16 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from specdec.errors import SpecdecError, TrackingError, TransientError, disk_is_full
+
+T = TypeVar("T")
 
 # Set before mlflow is imported: no telemetry, no pickles, no advice in the middle of our output.
 _DATABASE = re.compile(r"(postgresql|mysql|mssql)\b")
@@ -157,6 +159,19 @@ def speaking(location: Location) -> Iterator[None]:
                 f"MLflow at {location.shown} needs a package that is not here ({error}): install it"
             ) from error
         raise
+
+
+def if_there(store: Store, call: Callable[[], T]) -> T | None:
+    """What `call` returns of MLflow; None where MLflow has no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    with speaking(store.location):
+        try:
+            return call()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
 
 def one_try() -> contextlib.AbstractContextManager[None]:
