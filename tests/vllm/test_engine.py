@@ -141,8 +141,9 @@ def test_what_the_engine_reads_in_another_way_is_not_promoted(
     if not is_served:
         return
     own = measure("eagle3", folder)
-    figures = {"engine": "0.32", "device": "cpu", "draft_tokens": own["draft_tokens"]}
-    told = InEngine.parse({**figures, "draft_lengths": {str(own["draft_tokens"]): own}}, "here")
+    lengths = {str(own["draft_tokens"]): own}
+    figures = {"draft_lengths": lengths, "best": engine.best_settings(lengths), "draft_tokens": own["draft_tokens"]}
+    told = InEngine.parse({**figures, "engine": "0.32", "device": "cpu"}, "here")
     assert told.difference is not None
     assert told.difference < -MOST
 
