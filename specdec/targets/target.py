@@ -18,6 +18,7 @@ from specdec.errors import ConfigError, ModelError
 from specdec.targets.fixed_cache import FixedCache, compiled
 from specdec.targets.identity import Identity, identify, identity_of
 from specdec.targets.loading import files_of, load_model, load_tokenizer
+from specdec.targets.packed import pack
 
 # Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
 _SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
@@ -126,7 +127,11 @@ class Target:
         return weight if weight.shape == (self.hidden_size,) else None
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too."""
+        """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too.
+
+        Who asks for one decodes: on a CPU the weights are laid out for passes over a few tokens (`packed.py`).
+        """
+        pack(self.model)
         return DynamicCache()
 
     def fixed_cache(self, length: int, step: int) -> FixedCache:
