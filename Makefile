@@ -31,7 +31,7 @@ endif
 	@$(BIN)/python -m flows.pipeline
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-soak: $(STAMP)
 	@$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE)

@@ -23,7 +23,7 @@ def pack(model: nn.Module) -> None:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _takes(layer.weight)]
     layers = [layer for layer in layers if "forward" not in vars(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
-    if 2 * size > psutil.virtual_memory().available:
+    if size and 2 * size > psutil.virtual_memory().available:
         return
     for layer in layers:
         layer.forward = _Packed(layer)  # type: ignore[method-assign]
