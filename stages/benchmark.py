@@ -61,7 +61,7 @@ def _measure(params: Params, name: str, vllm: Vllm) -> dict[str, Any]:
     settings = params.benchmark
     target = Target.from_pretrained(str(BASE), dtype=settings.dtype)
     drafter = load_drafter(DRAFTERS / name, target)
-    prompts, left_out = _prompts(settings, target)
+    prompts, left_out = measured_prompts(settings, target)
     plan = EnginePlan(
         draft_lengths=_draft_lengths(settings, drafter),
         concurrencies=tuple(settings.concurrencies),
@@ -99,7 +99,7 @@ def _measure(params: Params, name: str, vllm: Vllm) -> dict[str, Any]:
     return figures
 
 
-def _prompts(settings: Benchmark, target: Target) -> tuple[list[list[int]], int]:
+def measured_prompts(settings: Benchmark, target: Target) -> tuple[list[list[int]], int]:
     """(token ids of the prompts that fit, how many do not). Raises DataError where none does."""
     rows = list(read_jsonl(TEST))[: settings.prompts]
     every = [prompt_ids(target.tokenizer, row["messages"]) for row in rows]
