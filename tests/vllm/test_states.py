@@ -19,6 +19,7 @@ from specdec.training.cache import FeatureCache
 from specdec.training.features import collate, compute_features
 from specdec.training.sources import StateSource
 from tests.settings import eagle3_settings, training
+from tests.targets.families import write_family
 
 pytestmark = pytest.mark.vllm
 
@@ -87,6 +88,24 @@ def test_training_on_them_is_training_on_our_own(
         assert kept.auxiliary is not None
         torch.testing.assert_close(kept.hidden[real], online.hidden[real], rtol=0, atol=1e-4)
         torch.testing.assert_close(kept.auxiliary[real], online.auxiliary[real], rtol=0, atol=1e-4)
+
+
+def test_of_a_base_that_is_no_plain_llama(vllm: Vllm, tmp_path: Path) -> None:
+    """Biases, an output layer tied to the embeddings, and yarn's angles."""
+    write_family(tmp_path / "qwen", "qwen-2.5", num_hidden_layers=5)
+    served = Target.from_pretrained(tmp_path / "qwen", device="cpu")
+    settings = TrainingSettings.model_validate(
+        training(features="vllm", max_length=LENGTH, vllm_args=["--enforce-eager"])
+    )
+    source = vllm_states(served, tmp_path / "qwen", (1, 3, 4), settings, tmp_path / "server.log", print)
+    given = rows(3, [LENGTH, 1, 100, 65, 20, 7])
+    assert source
+    with source.opened() as run:
+        found, own = run(given), compute_features(served, collate(given), (1, 3, 4))
+    real = own.document_ids >= 0
+    for name in ("hidden", "auxiliary"):
+        kept, online = getattr(found, name)[real], getattr(own, name)[real]
+        assert (kept - online).abs().max() < 2e-5 * online.abs().max(), name
 
 
 def test_in_bfloat16_and_what_it_has_not_computed_is_refused(
