@@ -29,7 +29,7 @@ from flows.graph import Plan, Stage, allow_no_git, read_plan
 from flows.process import Commands, looking_after
 from flows.promote import request
 from flows.remote import remote_name
-from flows.server import a_gpu
+from flows.server import a_gpu, keep_from_ctrl_c
 from flows.stage_task import StageFailed, run_stage
 from flows.summary import artifact_table, print_summary
 from flows.turns import Turns
@@ -185,6 +185,7 @@ def _start(root: Path, only: list[str] | None) -> None:
 def _check_server(url: str | None) -> None:
     if url is None:
         print("starting a temporary Prefect server (some seconds; set PREFECT_API_URL to use one)", flush=True)
+        keep_from_ctrl_c()
         return
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()

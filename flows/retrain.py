@@ -18,6 +18,7 @@ from prefect import flow
 
 from flows.alone import alone
 from flows.pipeline import pipeline
+from flows.server import keep_from_ctrl_c
 from specdec.config import Params, load_params, validated
 from specdec.data.further_prompts import conversations_of
 from specdec.errors import DataError, SpecdecError
@@ -75,11 +76,15 @@ def state_in_params(file: Path, latest: Path, files: list[Path], champion: tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("latest", type=Path, help="prompts as they come in now")
+    keep_from_ctrl_c()
     try:
         retrain(parser.parse_args().latest)
     except SpecdecError as error:
         print(f"specdec: error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("specdec: error: interrupted: `make run` goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

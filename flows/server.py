@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
@@ -14,6 +17,19 @@ GPU = "gpu"  # the name of Prefect's global concurrency limit
 def server_url() -> str | None:
     """The server's API; None where a flow has a temporary server, which nobody else knows."""
     return os.environ.get("PREFECT_API_URL")
+
+
+def keep_from_ctrl_c() -> None:
+    """Temporary servers of this process get a session of their own, for which Prefect has no setting: a terminal sends
+    Ctrl-C to all of a process group, and a flow whose server has gone first cannot report its end, and waits for it.
+    """
+    if server_url() is not None:
+        return
+    from prefect.server.api import server  # seconds, where no temporary one will be started
+
+    theirs = {name: getattr(subprocess, name) for name in subprocess.__all__}
+    theirs["Popen"] = partial(subprocess.Popen, start_new_session=True)
+    server.subprocess = SimpleNamespace(**theirs)  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

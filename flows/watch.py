@@ -17,6 +17,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.retrain import retrain
+from flows.server import keep_from_ctrl_c
 from specdec.errors import ServerError, SpecdecError, TransientError
 from specdec.serving.counters import read_counters
 from specdec.tracking.store import connect, hide_credentials, project_root
@@ -99,6 +100,7 @@ def answer(look: Look, url: str, promise: Promise, latest: str | None, log: Call
 
 def main() -> None:
     options = arguments()
+    keep_from_ctrl_c()
     try:
         alarm = watch(**vars(options))
     except SpecdecError as error:

@@ -29,7 +29,8 @@ class Toy:
     def stages(self, **stages: Any) -> None:
         (self.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
-    def start(self) -> "subprocess.Popen[str]":
+    def start(self, own_group: bool = False) -> "subprocess.Popen[str]":
+        """own_group: as a shell at a terminal starts a command."""
         return subprocess.Popen(
             [sys.executable, "-m", "flows.pipeline"],
             cwd=self.root,
@@ -37,6 +38,7 @@ class Toy:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=own_group,
         )
 
     def run(self) -> tuple[int, str]:

@@ -263,6 +263,21 @@ def test_nothing_is_left_behind_when_it_is_interrupted(toy: Toy, end: signal.Sig
     assert parents(toy) == ["KILLED"]
 
 
+def test_ctrl_c_at_a_terminal_reaches_all_processes_at_once(toy: Toy) -> None:
+    """The temporary server outlives it, or the flow could not say how it ended."""
+    process = start_endless(toy.without_server(), own_group=True)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("uvicorn" in child.cmdline() for child in children)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "specdec: error: interrupted: run the same command again, it goes on from here" in output.splitlines()
+    assert "Connect" not in output
+    check_nothing_writes(toy)
+    assert until(lambda: not any(is_alive(child) for child in children), 15)
+    assert parents(toy) == ["KILLED"]
+
+
 @pytest.mark.soak
 def test_nothing_is_left_behind_when_it_is_killed(toy: Toy) -> None:
     process = start_endless(toy.without_server())
@@ -299,10 +314,10 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_holds_nothing(to
     assert not (toy.root / ".specdec/run.pid").exists()
 
 
-def start_endless(toy: Toy) -> "subprocess.Popen[str]":
+def start_endless(toy: Toy, own_group: bool = False) -> "subprocess.Popen[str]":
     """A flow whose first stage never ends."""
     toy.stages(endless=stage("endless", cmd=STUBBORN), later=stage("later", "endless"))
-    process = toy.start()
+    process = toy.start(own_group)
     assert until(lambda: toy.lines("beat"), 90)
     assert strays(toy.root)
     return process
