@@ -20,8 +20,9 @@ def server_url() -> str | None:
 
 
 def keep_from_ctrl_c() -> None:
-    """Temporary servers of this process get a session of their own, for which Prefect has no setting: a terminal sends
-    Ctrl-C to all of a process group, and a flow whose server has gone first cannot report its end, and waits for it.
+    """Temporary servers of this process get a session of their own, for which Prefect has no setting.
+
+    A terminal sends Ctrl-C to a whole process group, and a flow whose server has gone first cannot report its end.
     """
     if server_url() is not None:
         return

@@ -97,4 +97,5 @@ def _there(store: Store, name: str) -> str:
         versions = sorted(int(v.version) for v in store.client.search_model_versions(f"name = '{name}'"))
     aliases = [f"{alias} (version {version})" for alias, version in sorted(aliases_of(store, name).items())]
     numbers = ", ".join(map(str, versions)) or "none"
-    return f"{name} has the aliases {', '.join(aliases) or 'none'} and the versions {numbers}"
+    there = f"{name} has the aliases {', '.join(aliases) or 'none'} and the versions {numbers}"
+    return f"{there}: name one by its number, or make it the champion (`specdec promote N`)" if versions else there

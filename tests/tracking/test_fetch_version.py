@@ -112,7 +112,9 @@ def test_what_the_registry_does_not_have(project: Path, store: Store) -> None:
     with pytest.raises(TrackingError, match=refused):
         fetch_version("models:/other@champion", project / "into")
     register(params(), silent)
-    there = rf"{NAME} has the aliases challenger \(version 2\), champion \(version 1\) and the versions 1, 2"
+    there = (
+        rf"{NAME} has the aliases challenger \(version 2\), champion \(version 1\) and the versions 1, 2: name one"
+    )
     for address in (f"models:/{NAME}@nobody", f"models:/{NAME}/99"):
         with pytest.raises(TrackingError, match=f"{address} is not in the registry: {there}"):
             fetch_version(address, project / "into")
