@@ -1,7 +1,8 @@
 """What another machine has run comes from DVC's remote, and what ran here goes there.
 
     python -m flows.remote fetch STAGE     into DVC's cache, from which `dvc repro` restores the stage without running
-                                           it; exits with 3 where no machine has run it with these inputs
+                                           it; exits with 3 where no machine has run it with these inputs, with 4
+                                           where the cache had all of it
     python -m flows.remote send STAGE
 
 `SPECDEC_DVC_REMOTE` names the remote. What travels is DVC's run cache: a small entry, under a hash of the stage's
@@ -16,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from specdec.tracking.store import hide_credentials, project_root
 REMOTE = "SPECDEC_DVC_REMOTE"
 _ENTRY = re.compile("[0-9a-f]{64}")  # what is being sent has another name, until it is whole
 ABSENT = 3
+KEPT = 4
 
 
 def remote_name(root: Path) -> str | None:
@@ -45,37 +47,40 @@ def remote_name(root: Path) -> str | None:
     return name
 
 
-def fetch(repo: Any, stage: Any) -> bool:
-    """Says whether DVC can now bring the stage up to date without running it.
+def fetch(repo: Any, stage: Any) -> int:
+    """0: DVC can now bring the stage up to date without running it; KEPT: and nothing had to come; ABSENT: it cannot.
 
     Raises TransientError where the outputs of a run that is known are not all there: a stage that another machine
     has run is never run again because a connection broke.
     """
     from dvc.exceptions import DvcException
 
+    kept = True
     if not stage.changed(allow_missing=True):  # `dvc.lock` came with git, and only the files are missing
+        kept = _is_kept(out for out in stage.outs if out.use_cache)
         with contextlib.suppress(DvcException):  # or they were never pushed
             repo.pull([stage.addressing])
         if not repo.stage.get_target(stage.addressing).changed():
-            return True
+            return KEPT if kept else 0
     key = _key(stage)
     if key is None:
-        return False
+        return ABSENT
     there, here = _entries(repo, key)
     if not there.fs.exists(there.path):
-        return False
+        return ABSENT
     # Two machines may have run it at the same time: all others take the same one.
     known = [name for path in there.fs.find(there.path) if _ENTRY.fullmatch(name := there.fs.name(path))]
     if not known:
-        return False
+        return ABSENT
     value = min(known)
     here.take(there, value)
+    kept = kept and _is_kept(_outputs(repo, key, value))
     if not _is_whole(repo, key, value):
         raise TransientError(
             f"another machine has run {stage.addressing}, and not all of its outputs came from the remote: try "
             f"again; if they were removed there, remove {there.path} too, and it runs again"
         )
-    return True
+    return KEPT if kept else 0
 
 
 def send(repo: Any, stage: Any) -> None:
@@ -161,6 +166,17 @@ def _key(stage: Any) -> str | None:
     return _get_stage_hash(stage) if _can_hash(stage) else None
 
 
+def _outputs(repo: Any, key: str, value: str) -> list[Any]:
+    """Those of an entry, with the metrics: `cache: false` is not written there."""
+    cache = repo.stage_cache._load_cache(key, value)
+    return list(repo.stage_cache._create_stage(cache).outs) if cache else []
+
+
+def _is_kept(outputs: Iterable[Any]) -> bool:
+    """Whether the cache here holds them all."""
+    return not any(out.changed_cache() for out in outputs)
+
+
 def _is_whole(repo: Any, key: str, value: str) -> bool:
     from dvc.exceptions import CollectCacheError
 
@@ -175,7 +191,7 @@ def _is_whole(repo: Any, key: str, value: str) -> bool:
 
 
 def main() -> None:
-    """Exits with ABSENT, or as a stage does."""
+    """Exits with ABSENT or KEPT, or as a stage does."""
     action, name = sys.argv[1:]
     root = project_root()
     remote = remote_name(root)
@@ -188,9 +204,10 @@ def main() -> None:
             stage = repo.stage.get_target(name)
             if action == "send":
                 send(repo, stage)
-            elif not fetch(repo, stage):
-                write_text(_before(repo, stage), _key(stage) or "")
-                sys.exit(ABSENT)
+            elif code := fetch(repo, stage):
+                if code == ABSENT:
+                    write_text(_before(repo, stage), _key(stage) or "")
+                sys.exit(code)
 
 
 @contextlib.contextmanager

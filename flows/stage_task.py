@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.graph import Stage, is_changed
 from flows.process import Commands
-from flows.remote import ABSENT, REMOTE
+from flows.remote import ABSENT, KEPT, REMOTE
 from flows.turns import Turns
 from specdec.errors import EX_TEMPFAIL, SpecdecError
 
@@ -80,12 +80,13 @@ def bring_or_run(stage: Stage, root: Path, commands: Commands, remote: str | Non
 
 
 def bring(stage: str, root: Path, commands: Commands, log: Log) -> bool:
-    """Says whether the remote had it. Raises StageFailed."""
-    if travel("fetch", stage, root, commands, log) == ABSENT:
+    """Says whether the remote knew it, or DVC had what `dvc.lock` names. Raises StageFailed."""
+    code = travel("fetch", stage, root, commands, log)
+    if code == ABSENT:
         return False
     if is_changed(root, stage):
         reproduce(stage, root, commands, log)  # DVC restores it from its cache
-    log(f"{stage}: brought from the remote")
+    log(f"{stage}: {'restored from the cache' if code == KEPT else 'brought from the remote'}")
     return True
 
 
@@ -95,8 +96,8 @@ def reproduce(stage: str, root: Path, commands: Commands, log: Log) -> None:
 
 
 def travel(action: str, stage: str, root: Path, commands: Commands, log: Log) -> int:
-    """0, or ABSENT. Raises StageFailed."""
-    return _run(stage, ["flows.remote", action, stage], root, commands, log, (ABSENT,))
+    """0, ABSENT or KEPT. Raises StageFailed."""
+    return _run(stage, ["flows.remote", action, stage], root, commands, log, (ABSENT, KEPT))
 
 
 def _run(

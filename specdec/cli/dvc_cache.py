@@ -1,7 +1,8 @@
 """DVC's cache: what no commit, no experiment and not the workspace needs. DVC is called as a command.
 
 The scope is `dvc gc --workspace --all-commits --all-experiments`: whatever is recorded in any commit that a branch or
-tag reaches stays, and so do results of now. Never a remote: other clones' commits, which are not here, may need it.
+tag reaches stays, and so do results of now, each with the copies of its metrics. Never a remote: other clones'
+commits, which are not here, may need it.
 """
 
 import functools
@@ -18,6 +19,22 @@ from specdec.room import Removal, size_of
 
 _REMOVING = re.compile(r"^Removing (?P<path>/.+)$", re.MULTILINE)
 _WHOLE = ["--workspace", "--all-commits", "--all-experiments"]
+# DVC's gc counts no output that git holds (`cache: false`), and removes its copy in the cache. The run cache restores
+# a stage only where all copies are there: one metric gone, and a result that stays is made again.
+_COUNTING_ALL = """
+import sys
+from dvc.cli import main
+from dvc.output import Output
+
+counted = Output.get_used_objs
+
+def count(output, **options):
+    output.use_cache = True
+    return counted(output, **options)
+
+Output.get_used_objs = count
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def check_idle(root: Path) -> None:
@@ -45,7 +62,7 @@ def cache_removal(root: Path) -> tuple[Removal | None, str]:
             f"DVC's cache {cache} is outside this project, and others may use it: `dvc gc --projects` knows how",
         )
     try:
-        told = _dvc(root, "gc", *_scope(root), "--dry")
+        told = _gc(root, "--dry")
     except SpecdecError as error:
         return None, str(error)
     found = [Path(path) for path in _REMOVING.findall(told)]
@@ -57,7 +74,11 @@ def cache_removal(root: Path) -> tuple[Removal | None, str]:
 
 
 def _collect(root: Path) -> None:
-    _dvc(root, "gc", *_scope(root), "--force")
+    _gc(root, "--force")
+
+
+def _gc(root: Path, how: str) -> str:
+    return _dvc(root, "gc", *_scope(root), how, program=("-c", _COUNTING_ALL))
 
 
 def _scope(root: Path) -> list[str]:
@@ -65,11 +86,9 @@ def _scope(root: Path) -> list[str]:
     return _WHOLE if any((folder / ".git").exists() for folder in (root, *root.parents)) else ["--workspace"]
 
 
-def _dvc(root: Path, *command: str) -> str:
+def _dvc(root: Path, *command: str, program: tuple[str, ...] = ("-m", "dvc")) -> str:
     """Its output. Raises SpecdecError with the last line of one that failed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *command], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *program, *command], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise SpecdecError(f"`dvc {' '.join(command)}` failed, and the cache is left as it is: {last}")

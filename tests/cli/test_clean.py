@@ -29,6 +29,16 @@ WORK = {
     "engine": ("gone", "one"),
 }
 
+# Its metric is git's, and DVC has a copy of it.
+STAGE = """
+stages:
+  x:
+    cmd: cat in >> ran && mkdir out && cp in out && tr a-z A-Z < in > metric
+    deps: [in]
+    outs: [out]
+    metrics: [metric: {cache: false}]
+"""
+
 
 def git(root: Path, *command: str) -> None:
     named = ["-c", "user.name=x", "-c", "user.email=x@y"]
@@ -47,8 +57,8 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "init", "-q", "-b", "main")
     dvc(root, "init")
     (root / "params.yaml").write_text(yaml.safe_dump(settings()))
-    (root / "dvc.yaml").write_text("stages: {x: {cmd: mkdir out && cp in out, deps: [in], outs: [out]}}")
-    (root / ".gitignore").write_text("/out\n/.specdec\n")
+    (root / "dvc.yaml").write_text(STAGE)
+    (root / ".gitignore").write_text("/out\n/ran\n/.specdec\n")
 
     def run(content: str, commit: bool) -> None:
         (root / "in").write_text(content)
@@ -113,7 +123,7 @@ def test_exactly_what_nobody_needs(project: Path) -> None:
     fill(project)
     (dead,) = (p.name for p in (project / ".specdec").glob(".champion.*") if str(os.getpid()) not in p.name)
     expected = {
-        "2 objects of .dvc/cache",  # a file and its folder
+        "3 objects of .dvc/cache",  # a file, its folder and the copy of its metric
         f"features/{'a' * 16}",
         f"train/one/{'d' * 16}",
         f"train/gone/{'f' * 16}",
@@ -153,6 +163,19 @@ def test_every_commit_still_has_its_results(project: Path) -> None:
         git(project, "checkout", "-q", revision)
         dvc(project, "checkout")
         assert (project / "out/in").read_text() == content
+
+
+def test_what_stays_is_restored_and_does_not_run_again(project: Path) -> None:
+    """DVC's run cache needs the copies of metrics, which its own gc removes."""
+    removal, _ = cache_removal(project)
+    assert removal is not None
+    removal.remove()
+    (project / "ran").unlink()
+    for content in ("second", "branch", "now"):
+        (project / "in").write_text(content)
+        dvc(project, "repro")
+        assert (project / "metric").read_text() == content.upper()
+    assert not (project / "ran").exists()
 
 
 def test_a_cache_that_others_may_use_is_left(project: Path, tmp_path: Path) -> None:
@@ -255,12 +278,12 @@ def test_on_the_command_line(project: Path) -> None:
     before = size_of(project / ".dvc/cache")
     shown = run()
     assert shown.returncode == 0, shown.stderr
-    assert "2 objects of .dvc/cache" in shown.stdout
+    assert "3 objects of .dvc/cache" in shown.stdout
     assert "nothing was removed: --yes does" in shown.stdout
     assert size_of(project / ".dvc/cache") == before
     done = run("--yes")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "removed: 2 objects of .dvc/cache\n"
+    assert done.stderr == "removed: 3 objects of .dvc/cache\n"
     assert size_of(project / ".dvc/cache") < before
     assert "nothing can go" in run().stdout
     (project / "dvc.yaml").unlink()

@@ -84,6 +84,25 @@ def test_what_one_machine_has_run_the_other_brings_and_does_not_run(machines: tu
     assert "one: brought from the remote" in second.log
 
 
+def test_what_the_cache_here_holds_is_not_said_to_come_from_the_remote(machines: tuple[Machine, Machine]) -> None:
+    machine, _ = machines
+    restored, brought = "one: restored from the cache", "one: brought from the remote"
+    machine.bring("one")
+    shutil.rmtree(machine.root / "one")
+    shutil.rmtree(machine.root.parent / "shared")
+    assert machine.bring("one") == []
+    assert (machine.log.count(restored), machine.log.count(brought)) == (1, 0)
+    (machine.root / "dvc.lock").unlink()  # the run is known by the remote's entry, which was sent again
+    assert machine.bring("one") == []
+    assert (machine.log.count(restored), machine.log.count(brought)) == (2, 0)
+    (machine.root / "dvc.lock").unlink()
+    (metric,) = (f for f in (machine.root / ".dvc/cache/files").rglob("*") if f.is_file() and f.read_text() == "m\n")
+    metric.unlink()
+    assert machine.bring("one") == []
+    assert (machine.log.count(restored), machine.log.count(brought)) == (2, 1)
+    assert machine.ran == ["one"]
+
+
 @pytest.mark.soak
 def test_what_only_git_holds_is_never_brought(machines: tuple[Machine, Machine]) -> None:
     first, second = machines
