@@ -6,11 +6,13 @@
 Greedy. The first table: tokens/s, the ratio to our plain loop, tokens and milliseconds a pass. "transformers"
 is its plain loop, its prompt lookup, and (--draft-model) its assisted generation with that small model, which ours is
 given too (`python -m benchmarks.draft_model` makes one). --compiled: passes of fixed shapes, compiled, beside them.
-The second table: where a step of ours goes: drafting, the base's pass, and the rest (choosing, verifying,
-rolling back, Python), with the bound `acceptance length / (1 + drafting / a plain step)` and what is reached of it.
+The second table: where a step of ours goes, behind the prompt: drafting, the base's pass, and the rest (choosing,
+verifying, rolling back, Python), with the bound `acceptance length / (1 + drafting / a plain step)` and what is
+reached of it. The prompt is read by base and drafter once, whoever decodes: their first calls are left out.
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,11 +39,12 @@ PLAIN = "plain"
 
 @dataclass
 class Total:
-    """Over all prompts. seconds: in all, and within the base's passes and the drafter."""
+    """Over all prompts. reading: seconds for the prompts; base, drafting: within them, behind the prompts."""
 
     seconds: float = 0.0
     tokens: int = 0
     passes: int = 0
+    reading: float = 0.0
     base: float = 0.0
     drafting: float = 0.0
     answers: list[list[int]] = field(default_factory=list)
@@ -69,7 +72,7 @@ def main() -> None:
             same = sum(a == b for a, b in zip(total.answers, found[PLAIN].answers, strict=True))
             print(f"{name}: {same} of {len(prompts)} answers are those of our plain loop")
     print_table(found, len(prompts), options.dtype)
-    print_steps({name: total for name, total in found.items() if total.base})
+    print_steps({name: total for name, total in found.items() if total.base}, len(prompts))
 
 
 def decodings(options: argparse.Namespace, target: Target, drafter: Any, small: Target | None) -> dict[str, Decode]:
@@ -169,9 +172,12 @@ def measure(
             total.seconds += time.perf_counter() - began
             total.tokens += len(answer)
             total.passes += passes
-            total.base += sum(base)
-            total.drafting += sum(drafting)
             total.answers.append(answer)
+            if base:
+                first_draft = drafting[0] - statistics.median(drafting[1:]) if drafting[1:] else 0.0
+                total.reading += base[0] + first_draft
+                total.base += sum(base[1:])
+                total.drafting += sum(drafting) - first_draft
     return totals
 
 
@@ -189,18 +195,19 @@ def print_table(found: dict[str, Total], prompts: int, dtype: str) -> None:
     Console(width=100).print(table)
 
 
-def print_steps(found: dict[str, Total]) -> None:
-    table = Table(title="A step, in milliseconds (the prompt's pass among them)")
+def print_steps(found: dict[str, Total], prompts: int) -> None:
+    table = Table(title="A step behind the prompt, in milliseconds")
     for column in ("way", "drafting", "base", "the rest", "bound", "reached"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    step = found[PLAIN].seconds / found[PLAIN].passes
-    plain = found[PLAIN].tokens / found[PLAIN].seconds
+    plain = found[PLAIN]
+    step = (plain.seconds - plain.reading) / (plain.passes - prompts)
     for name, total in found.items():
-        rest = total.seconds - total.base - total.drafting
-        cells = [f"{1000 * part / total.passes:.2f}" for part in (total.drafting, total.base, rest)]
-        bound = total.tokens / total.passes / (1 + total.drafting / total.passes / step)
-        reached = total.tokens / total.seconds / plain / bound
-        table.add_row(name, *cells, f"{bound:.2f}", f"{reached:.2f}")
+        seconds, passes = total.seconds - total.reading, total.passes - prompts
+        length = (total.tokens - prompts) / passes
+        cells = [f"{1000 * part / passes:.2f}" for part in (total.drafting, total.base)]
+        cells.append(f"{1000 * (seconds - total.base - total.drafting) / passes:.2f}")
+        bound = length / (1 + total.drafting / passes / step)
+        table.add_row(name, *cells, f"{bound:.2f}", f"{length * step * passes / seconds / bound:.2f}")
     Console(width=100).print(table)
 
 

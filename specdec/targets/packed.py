@@ -1,8 +1,8 @@
 """Linear layers on a CPU from a second copy of their weights, laid out for oneDNN.
 
-torch multiplies float32 by MKL there, whose product of 2 to 16 rows takes up to twice the time of one row: for the
-kernel's sake a pass that verifies drafts would cost twice a plain one. oneDNN, from weights that were laid out
-beforehand, takes the time of one row (figures: docs/evaluation.md). Inductor's `freezing` does the same.
+torch multiplies float32 by MKL there, whose product of 2 to 16 rows takes up to twice the time of one row; oneDNN's,
+from weights that were laid out beforehand, hardly more than that of one. So a pass that verifies drafts costs less
+(figures: docs/evaluation.md). Inductor's `freezing` does the same.
 """
 
 from functools import cache

@@ -1,0 +1,64 @@
+"""Milliseconds of one pass of a base over a few tokens behind a context, interleaved in one process.
+
+    python -m benchmarks.passes [--base models/base] [--dtype float32] [--context 100 700] [--tokens 1 2 4 8 13]
+
+"packed": with the weights as decoding lays them out on a CPU (`specdec/targets/packed.py`); the same as "plain"
+elsewhere. Medians over `--rounds`, in which the ways take turns.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
+
+from specdec.targets import Target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("models/base"))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--context", type=int, nargs="+", default=[100, 700])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 13])
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    ways = {name: Target.from_pretrained(options.base, dtype=options.dtype) for name in ("plain", "packed")}
+    ways["packed"].new_cache()  # which is when they are packed
+    table = Table(title=f"{options.base.name}, {options.dtype}, {torch.get_num_threads()} threads: ms a pass")
+    for column in ("context", "weights", *(f"{n} tokens" for n in options.tokens)):
+        table.add_column(column, justify="right")
+    for context in options.context:
+        for name, times in measure(ways, context, options.tokens, options.rounds).items():
+            table.add_row(str(context), name, *(f"{1000 * statistics.median(times[n]):.2f}" for n in options.tokens))
+    Console(width=100).print(table)
+
+
+@torch.inference_mode()
+def measure(
+    ways: dict[str, Target], context: int, tokens: list[int], rounds: int
+) -> dict[str, dict[int, list[float]]]:
+    """Seconds, by way and number of tokens."""
+    found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in tokens} for name in ways}
+    caches = {name: DynamicCache() for name in ways}
+    for name, target in ways.items():
+        target.forward(torch.arange(context, device=target.device)[None] % target.vocab_size, cache=caches[name])
+    for i in range(rounds + 3):
+        for n in tokens:
+            for name, target in ways.items():
+                ids = torch.arange(i, i + n, device=target.device)[None] % target.vocab_size
+                began = time.perf_counter()
+                target.logits(target.forward(ids, cache=caches[name]).hidden).argmax(-1).tolist()
+                taken = time.perf_counter() - began
+                target.crop(caches[name], context)
+                if i >= 3:
+                    found[name][n].append(taken)
+    return found
+
+
+if __name__ == "__main__":
+    main()
