@@ -3,12 +3,14 @@
     python -m flows.retrain prompts.jsonl          a file of prompts, or a folder of such files
 
 `params.yaml` states it: each file with its hash in `prepare_prompts.further_prompts`, and for each drafter of the
-champion's method `training.warm_start: models:/NAME/VERSION`; `git diff` shows it. Then the pipeline runs. The latest
-prompts are split by the same hash as the others, so drafters are measured on old and new ones, told apart by
-category; so is the champion, which `compare` measures once more beside them, and which they must beat.
+champion's method `training.warm_start: models:/NAME/VERSION`; the rest of it, comments too, stays. Then the
+pipeline runs. The latest prompts are split by the same hash as the others, so drafters are measured on old and new
+ones, told apart by category; so is the champion, which `compare` measures once more beside them, and which they must
+beat.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,31 @@ def state_in_params(file: Path, latest: Path, files: list[Path], champion: tuple
             if drafter["method"] == method:
                 drafter["training"]["warm_start"] = address
     validated(Params, content, str(file))
-    header = f"# Written by `python -m flows.retrain {latest.name}`; `git diff` shows what changed.\n"
-    write_text(file, header + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True))
+    text = file.read_text(encoding="utf-8")
+    text = _with(text, ("prepare_prompts", "further_prompts"), prompts["further_prompts"])
+    for name, drafter in content["drafters"].items():
+        text = _with(text, ("drafters", name, "training", "warm_start"), drafter["training"]["warm_start"])
+    write_text(file, text)
+
+
+def _with(text: str, path: tuple[str, ...], value: Any) -> str:
+    """YAML with another value at `path`, as JSON, which is YAML; all around it stays as somebody wrote it."""
+    if _at(yaml.safe_load(text), path) == value:
+        return text
+    node: Any = yaml.compose(text, yaml.SafeLoader)
+    key: Any = None
+    for name in path:
+        key, node = next((k, v) for k, v in node.value if k.value == name)
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        last = node.value[-1]  # a block ends where its last value does: its own mark is behind the comments
+        node = last[1] if isinstance(last, tuple) else last
+    return f"{text[: key.end_mark.index]}: {json.dumps(value, ensure_ascii=False)}{text[node.end_mark.index :]}"
+
+
+def _at(content: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        content = content[name]
+    return content
 
 
 def main() -> None:

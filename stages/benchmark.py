@@ -25,9 +25,9 @@ TEST, BASE, DRAFTERS = Path("data/prompts/test.jsonl"), Path("models/base"), Pat
 def main() -> None:
     params = load_params()
     name = drafter_name(params)
-    vllm, why = _vllm(params.benchmark, name)
+    vllm, why, advice = _vllm(params.benchmark, name)
     if vllm is None:
-        say(f"skipped: {why}")
+        say(f"skipped: {why}{advice}")
         figures: dict[str, Any] = {"skipped": why}
         with replacing_dir(Path("engine") / name) as folder:
             write_json(folder / "figures.json", figures)
@@ -37,24 +37,26 @@ def main() -> None:
     write_json(Path("metrics/engine") / f"{name}.json", figures)
 
 
-def _vllm(settings: Benchmark, name: str) -> tuple[Vllm | None, str]:
-    """(the vLLM that is there, or why the drafter is not measured in one)."""
+def _vllm(settings: Benchmark, name: str) -> tuple[Vllm | None, str, str]:
+    """(the vLLM that is there, or why the drafter is not measured in one, and what can be done on this machine: it
+    names paths, which no record of the drafter holds)."""
     if settings.engine == "none":
-        return None, "benchmark.engine is none"
+        return None, "benchmark.engine is none", ""
     vllm = find_vllm()
     if vllm is not None and vllm.too_old:
         raise ConfigError(
             f"{vllm} is too old: install a newer one (`specdec doctor`), or set benchmark.engine to none"
         )
     if vllm is not None:
-        return vllm, ""
-    missing = f"vLLM is not installed for {vllm_python()}"
+        return vllm, "", ""
+    missing = "vLLM is not installed"
     if settings.engine == "vllm":
         raise ConfigError(
-            f"benchmark.engine is vllm, and {missing}: install it (`specdec doctor` says how), set {VLLM_PYTHON} to "
-            "its python, or set benchmark.engine to auto"
+            f"benchmark.engine is vllm, and {missing} for {vllm_python()}: install it (`specdec doctor` says how), "
+            f"set {VLLM_PYTHON} to its python, or set benchmark.engine to auto"
         )
-    return None, f"{missing} (`specdec doctor` says how to; then `dvc repro -f -s benchmark@{name}`)"
+    advice = f" for {vllm_python()} (`specdec doctor` says how to; then `dvc repro -f -s benchmark@{name}`)"
+    return None, missing, advice
 
 
 def _measure(params: Params, name: str, vllm: Vllm) -> dict[str, Any]:

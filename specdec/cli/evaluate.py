@@ -74,7 +74,8 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
         }
         figures = evaluation.main_figures(request.plan.bootstrap.confidence)
         shown = examples(evaluation.prompts, rows, target.tokenizer, 4)
-        report = Report(request.drafter.name, figures, {}, facts, shown, evaluation.all_figures())
+        ways = evaluation.all_figures()
+        report = Report(request.drafter.name, figures, {}, facts, shown, ways, held_out=False)
         with replacing_dir(request.output) as folder:
             write_evaluation(report, evaluation, folder)
     return evaluation

@@ -43,6 +43,8 @@ def load_drafter(folder: Path | str, target: Target, force: bool = False, traina
     folder = Path(folder)
     config, tensors, provenance = load_checkpoint(folder)
     method = provenance.get("method")
+    if method is None:
+        raise ModelError(f"{folder} holds no drafter: its {PROVENANCE} names no method")
     if method not in METHODS:
         raise ModelError(f"{folder} is a {method!r} drafter: this version knows {', '.join(METHODS)}")
     if not force:

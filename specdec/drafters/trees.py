@@ -108,11 +108,15 @@ class Tree:
 
 def parse_tree(text: str) -> Tree:
     """ "5,4,20" -> Tree(5, 4, 20). Raises ConfigError for anything else."""
+    form = f"tree {text!r}: write DEPTH,WIDTH,NODES, as 5,4,20"
     try:
         depth, width, nodes = map(int, text.split(","))
+    except ValueError:  # its words are Python's
+        raise ConfigError(form) from None
+    try:
         return Tree(depth, width, nodes)
     except ValueError as error:
-        raise ConfigError(f"tree {text!r}: write DEPTH,WIDTH,NODES, as 5,4,20 ({error})") from None
+        raise ConfigError(f"{form} ({error})") from None
 
 
 @dataclass(frozen=True)

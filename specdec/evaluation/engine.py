@@ -190,8 +190,9 @@ def _chunks(count: int, size: int) -> Iterator[range]:
 def _figures(loads: dict[int, Load], predicted: Predicted, length: int, plan: EnginePlan) -> dict[str, Any]:
     least = loads[min(loads)]
     counted = sum(least.counted.values(), Counters())
-    served = _acceptance(least, plan.bootstrap)
-    expected = plan.bootstrap.ratio(list(map(float, predicted.accepted)), list(map(float, predicted.steps))).plus(1)
+    served = _acceptance(least, length, plan.bootstrap)
+    ours = list(map(float, predicted.accepted)), list(map(float, predicted.steps))
+    expected = plan.bootstrap.ratio(*ours).at_most(length).plus(1)
     rates = (counted.position_rates + [0.0] * length)[:length]
     return {
         "acceptance_length": served.as_dict(),
@@ -201,14 +202,14 @@ def _figures(loads: dict[int, Load], predicted: Predicted, length: int, plan: En
         "difference": served.value / expected.value - 1,
         "same_as_plain": _same([answers[0] for answers in least.drafted], [a[0].token_ids for a in least.plain]),
         "same_as_ours": _same([answers[0] for answers in least.drafted], predicted.answers),
-        "loads": {str(concurrency): _at_load(load, plan.bootstrap) for concurrency, load in loads.items()},
+        "loads": {str(concurrency): _at_load(load, length, plan.bootstrap) for concurrency, load in loads.items()},
     }
 
 
-def _acceptance(load: Load, bootstrap: Bootstrap) -> Interval:
+def _acceptance(load: Load, length: int, bootstrap: Bootstrap) -> Interval:
     """Over what was sent together: with one request in flight a prompt each. Passes are no prompts of their own."""
     accepted, drafts = ([float(getattr(c, name)) for c in load.counted.values()] for name in ("accepted", "drafts"))
-    return bootstrap.ratio(accepted, drafts).plus(1)
+    return bootstrap.ratio(accepted, drafts).at_most(length).plus(1)
 
 
 def _same(answers: list[Answer], others: list[list[int]]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _same(answers: list[Answer], others: list[list[int]]) -> dict[str, Any]:
     }
 
 
-def _at_load(load: Load, bootstrap: Bootstrap) -> dict[str, Any]:
+def _at_load(load: Load, length: int, bootstrap: Bootstrap) -> dict[str, Any]:
     tokens = [sum(len(a.token_ids) for a in answers) for answers in load.drafted]
     # In the time of the drafter's tokens: an answer of another length counts at its own time a token.
     plain, drafted = (
@@ -231,7 +232,7 @@ def _at_load(load: Load, bootstrap: Bootstrap) -> dict[str, Any]:
     return {
         "speedup": bootstrap.ratio(plain, drafted).as_dict(),
         "tokens_per_second": {name: load.tokens[name] / load.seconds[name] for name in NAMES},
-        "acceptance_length": _acceptance(load, bootstrap).as_dict(),
+        "acceptance_length": _acceptance(load, length, bootstrap).as_dict(),
         "latency": {"plain": _spread(load.plain, "seconds"), "drafter": _spread(load.drafted, "seconds")},
         "time_to_first_token": {
             "plain": _spread(load.plain, "first_seconds"),

@@ -42,6 +42,10 @@ class Interval:
         low = None if self.low is None else self.low + shift
         return Interval(self.value + shift, low, None if self.high is None else self.high + shift)
 
+    def at_most(self, most: float) -> "Interval":
+        """Without what is above `most`, which the figure cannot reach."""
+        return Interval(self.value, self.low, None if self.high is None else max(self.value, min(self.high, most)))
+
 
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, samples: int, confidence: float, seed: int

@@ -80,8 +80,9 @@ def speed_pair(prompts: list[PromptMeasurement], plain: list[PromptMeasurement])
 def _figures(
     prompts: list[PromptMeasurement], plain: list[PromptMeasurement], bootstrap: Bootstrap
 ) -> dict[str, Any]:
+    most = len(prompts[0].accepted_at)  # a step accepts no more than is drafted
     return {
-        "acceptance_length": bootstrap.ratio(*acceptance_pair(prompts)).plus(1).as_dict(),
+        "acceptance_length": bootstrap.ratio(*acceptance_pair(prompts)).at_most(most).plus(1).as_dict(),
         "position_rates": position_rates(prompts),
         "speedup": bootstrap.ratio(*speed_pair(prompts, plain)).as_dict(),
         "prompts": len(prompts),

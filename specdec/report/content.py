@@ -29,6 +29,7 @@ class Report:
 
     facts: label -> value, what was measured on what. examples: answers with the drafter's tokens marked. ways:
     `ways.json`, each way to decode with its figures. certificate: its text, where one was made.
+    held_out: whether the prompts were kept from the training; of a file of the user's nobody knows.
     """
 
     drafter: str
@@ -38,6 +39,7 @@ class Report:
     examples: list[Example]
     ways: dict[str, Any]
     certificate: str | None = None
+    held_out: bool = True
 
 
 def environment_facts(target: Target) -> dict[str, str]:

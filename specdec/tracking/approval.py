@@ -8,6 +8,7 @@ from specdec.errors import TrackingError
 from specdec.tracking.values import redact, shorten
 
 GATE = "specdec.gate.approval"
+DECISION = "specdec.decision"  # the tag that says in words what became of the version, and why
 WAITS = "waits for approval"
 _REFUSED = "missed: "
 
@@ -29,6 +30,12 @@ class Approval:
         at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         by, why = (" ".join(text.split()) for text in (self.by, self.why))
         return shorten(redact(f"{what} by {by or 'somebody'} ({at})" + (f": {why}" if why else "")))
+
+
+def answered(decision: str, words: str) -> str:
+    """The words of a decision, with what a person said where they ended with its waiting; others stay."""
+    before = decision.removesuffix(WAITS)
+    return decision if before == decision else before + words
 
 
 def refusal_of(tags: Mapping[str, str]) -> str | None:

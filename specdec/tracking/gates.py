@@ -6,6 +6,7 @@ from typing import Any
 
 from specdec.config import Register
 from specdec.errors import DataError
+from specdec.tracking.approval import WAITS
 
 APPROVAL = "approval"  # the gate that a person's refusal closes
 COMPARED = "compared_with_champion"  # the gate that a champion closes which could be measured, and was not
@@ -242,7 +243,7 @@ def _decision(
     waiting = asks and winner is not None and not (champion is not None and champion.version == winner.version)
     if winner is not None and winner.version == candidate.version:
         why = _why_promoted(candidate, champion, reigns)
-        return Decision(candidate, gates, not waiting, f"{why}; waits for approval" if waiting else why, waiting)
+        return Decision(candidate, gates, not waiting, f"{why}; {WAITS}" if waiting else why, waiting)
     missed = "; ".join(_words(g, candidate, champion) for g in gates if not g.passed)
     if reigns and (winner is None or waiting):
         until = f" until version {winner.version} is approved" if winner is not None else ""

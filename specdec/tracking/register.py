@@ -16,7 +16,7 @@ from specdec.drafters.deployable.folder import base_facts, check_folder
 from specdec.errors import DataError, ModelError, TrackingError
 from specdec.io import sha256_file, sha256_json
 from specdec.tracking import card, model
-from specdec.tracking.approval import GATE, WAITS, refusal_of
+from specdec.tracking.approval import DECISION, GATE, WAITS, refusal_of
 from specdec.tracking.executions import drafter_run
 from specdec.tracking.gates import APPROVAL, Candidate, Decision, Figures, InEngine, decide
 from specdec.tracking.lineage import lineage, read_json
@@ -184,7 +184,7 @@ def _apply(store: Store, name: str, decisions: list[Decision], say: Say) -> None
     """Moves the aliases, and writes each decision to its version."""
     for decision in decisions:
         version = decision.candidate.version
-        words = {"specdec.decision": decision.reason}
+        words = {DECISION: decision.reason}
         gates = [g for g in decision.gates if g.gate != APPROVAL]  # a person has written that one
         words |= {card.gate_tag(g.gate): ("passed: " if g.passed else "missed: ") + str(g) for g in gates}
         words |= {GATE: WAITS} if decision.waits else {}

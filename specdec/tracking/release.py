@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from specdec.errors import TrackingError
-from specdec.tracking.approval import GATE, WAITS, Approval, Overtaken
+from specdec.tracking.approval import DECISION, GATE, WAITS, Approval, Overtaken, answered
 from specdec.tracking.card import GATES
 from specdec.tracking.fetch_version import version_address
 from specdec.tracking.lineage import read_json
@@ -78,8 +78,16 @@ def _write_down(store: Store, name: str, version: Any, approval: Approval | None
     """That it waits no longer, and who said so."""
     if approval is not None or version.tags.get(GATE) == WAITS:
         words = "promoted by hand" if approval is None else approval.words("approved")
-        with speaking(store.location):
-            store.client.set_model_version_tag(name, str(version.version), GATE, f"passed: {words}")
+        _answer(store, name, version, words, "passed")
+
+
+def _answer(store: Store, name: str, version: Any, words: str, gate: str) -> None:
+    """The gate comes last: while it says that the version waits, a killed answer is written down when said again."""
+    number, decision = str(version.version), version.tags.get(DECISION, "")
+    with speaking(store.location):
+        if answered(decision, words) != decision:
+            store.client.set_model_version_tag(name, number, DECISION, answered(decision, words))
+        store.client.set_model_version_tag(name, number, GATE, f"{gate}: {words}")
 
 
 def rollback(root: Path, force: bool, say: Say) -> None:
@@ -105,11 +113,10 @@ def refuse(root: Path, number: str, approval: Approval, say: Say) -> None:
     store, name = open_registry(root)
     with _alone(root):
         _finish(store, name, say)
-        _get(store, name, number)
+        version = _get(store, name, number)
         if aliases_of(store, name).get(CHAMPION) == number:
             raise Overtaken(f"version {number} of {name} is not refused: it has become the champion since")
-        with speaking(store.location):
-            store.client.set_model_version_tag(name, number, GATE, f"missed: {approval.words('refused')}")
+        _answer(store, name, version, approval.words("refused"), "missed")
     say(f"version {number} of {name} is refused: {approval.words('refused')}")
 
 

@@ -88,6 +88,9 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         assert word in out
     assert "2 prompts; greedy output equal to plain decoding, token for token" in out
     assert (tmp_path / "report/report.html").stat().st_size > 20_000
+    for page in ("report.html", "report.md"):
+        assert "2 prompts, " in (tmp_path / "report" / page).read_text()
+        assert "held-out" not in (tmp_path / "report" / page).read_text(), "whether they are, nobody knows"
     figures = json.loads((tmp_path / "report/ways.json").read_text())
     assert figures["ways"]["chain of 2"]["categories"].keys() == {"p", "x"}
     code, _, err = specdec(tmp_path, *command, "--output", "report")
@@ -100,7 +103,8 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         (["--prompts", "none.jsonl"], "there is no file of prompts none.jsonl"),
         (["--prompts", "empty.jsonl"], "empty.jsonl is empty"),
         (["--drafter", "nothing"], "nothing"),
-        (["--tree", "2,2"], "error: --tree '2,2': write DEPTH,WIDTH,NODES"),
+        (["--drafter", "base"], "error: base holds no drafter: its specdec.json names no method"),
+        (["--tree", "2,2"], "error: --tree '2,2': write DEPTH,WIDTH,NODES, as 5,4,20"),
         (["--temperature", "-1"], "error: --temperature is -1"),
         (["--dtype", "int8"], "--dtype is 'int8': choose one of float32, bfloat16, float16"),
     ],
@@ -117,6 +121,8 @@ def test_what_cannot_be_evaluated(
     monkeypatch.chdir(tmp_path)
     drafter = new_drafter(target, medusa_settings())
     drafter.save_pretrained(tmp_path / "d", {"base": target.identity.as_dict()})
+    shutil.copytree(base_folder, tmp_path / "base")  # as the stage `fetch_base` leaves it
+    (tmp_path / "base/specdec.json").write_text(json.dumps({"identity": target.identity.as_dict()}))
     (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')
     (tmp_path / "empty.jsonl").write_text("")
     command = ["evaluate", "--model", str(base_folder), "--drafter", "d", "--prompts", "p.jsonl"]

@@ -107,9 +107,11 @@ def test_no_tree(changes: dict[str, int]) -> None:
 
 def test_trees_from_the_command_line() -> None:
     assert parse_tree("5,4,20") == Tree(5, 4, 20)
-    for text in ("5,4", "5,4,x", "5,0,3", ""):
-        with pytest.raises(ConfigError, match=r"write DEPTH,WIDTH,NODES, as 5,4,20"):
+    for text in ("5,4", "5,4,x", ""):
+        with pytest.raises(ConfigError, match=r"write DEPTH,WIDTH,NODES, as 5,4,20$"):
             parse_tree(text)
+    with pytest.raises(ConfigError, match=r"write DEPTH,WIDTH,NODES, as 5,4,20 \(width of a tree is 0"):
+        parse_tree("5,0,3")
 
 
 CHOICES: dict[str, Any] = {

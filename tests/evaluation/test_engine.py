@@ -131,7 +131,7 @@ def test_the_speedup_is_of_request_times_a_token() -> None:
     load = Load([[Answer([1] * 4, 2.0, 0.5)] * 2, [Answer([1] * 4, 3.0, 0.5)]], [[], []])
     load.drafted = [[Answer([1] * 4, 1.0, 0.25)] * 2, [Answer([1] * 8, 4.0, 0.25)]]
     load.seconds, load.tokens = {"plain": 10.0, "drafter": 5.0}, {"plain": 20, "drafter": 20}
-    found = _at_load(load, Bootstrap(200, 0.9, 0))
+    found = _at_load(load, 3, Bootstrap(200, 0.9, 0))
     assert found["speedup"]["value"] == pytest.approx((2 * 2.0 + 2 * 3.0) / (2 * 1.0 + 4.0))
     assert found["tokens_per_second"] == {"plain": 2.0, "drafter": 4.0}
     assert found["time_to_first_token"]["drafter"]["p50"] == 0.25
@@ -142,7 +142,7 @@ def test_a_stall_in_one_of_three_passes_is_no_speedup() -> None:
     plain, drafted = Answer([1] * 4, 2.0, 0.5), Answer([1] * 4, 1.0, 0.25)
     load = Load([[plain, Answer([1] * 4, 90.0, 80.0), plain]] * 3, [[drafted] * 3] * 3)
     load.seconds, load.tokens = {"plain": 10.0, "drafter": 5.0}, {"plain": 20, "drafter": 20}
-    speedup = _at_load(load, Bootstrap(200, 0.9, 0))["speedup"]
+    speedup = _at_load(load, 3, Bootstrap(200, 0.9, 0))["speedup"]
     assert speedup == {"value": 2.0, "low": 2.0, "high": 2.0}
 
 

@@ -224,6 +224,14 @@ def entry(tokens: int, seconds: list[float], first: float = 0.0, drafting: float
     )
 
 
+def test_an_interval_of_the_acceptance_length_ends_where_every_draft_is_accepted() -> None:
+    """Two prompts say little; yet of one draft token a step no more than two tokens come."""
+    figures = summarize(Way("w"), [entry(2, [1]), entry(9, [1])], [entry(2, [1]), entry(9, [1])], BOOTSTRAP)
+    found = figures["acceptance_length"]
+    assert (found["value"], found["low"], found["high"]) == (pytest.approx(1 + 2 / 9), 1.0, 2.0)
+    assert figures["categories"]["c"]["acceptance_length"] == found
+
+
 def test_speedup_is_of_all_seconds() -> None:
     plain = [entry(2, [3, 1]), entry(2, [2, 2])]
     figures = summarize(Way("w"), [entry(2, [1, 1]), entry(2, [1, 1])], plain, BOOTSTRAP)

@@ -77,6 +77,7 @@ def test_a_ratio_of_sums() -> None:
     assert interval.high is not None
     assert interval.high > 1.5, "two prompts say little"
     assert interval.plus(1).value == pytest.approx(1 + 31 / 40)
+    assert (interval.at_most(1).high, interval.at_most(99)) == (1, interval)
 
 
 def test_one_prompt_has_no_interval_and_no_step_no_length() -> None:

@@ -76,6 +76,32 @@ def test_everything_else_in_params_stays(params: Path) -> None:
     assert after == before
 
 
+def test_comments_and_layout_stay(params: Path) -> None:
+    committed = (Path(__file__).resolve().parents[2] / "params.yaml").read_text()
+    params.write_text(committed)
+    hashed = sha256_file(asked("latest.jsonl", "Why?"))
+    state(params, Path("latest.jsonl"))
+    stated = f'further_prompts: [{{"path": "latest.jsonl", "sha256": "{hashed}"}}]      # beside the dataset'
+    expected = committed.replace("further_prompts: []      # beside the dataset", stated)
+    first = expected.index("warm_start: null")  # Medusa's: EAGLE-3 begins anew
+    expected = expected[:first] + expected[first:].replace("null", f'"{CHAMPION[0]}"', 1)
+    assert params.read_text() == expected
+    state(params, Path("latest.jsonl"))
+    assert params.read_text() == expected, "stating the same again changes nothing"
+
+
+def test_blocks_and_empty_values_are_replaced_and_comments_behind_them_stay(params: Path) -> None:
+    text = yaml.safe_dump(yaml.safe_load(params.read_text()), sort_keys=False)
+    block = "further_prompts:\n  - path: latest.jsonl\n    sha256: " + "a" * 64 + "  # of May\n\n  # below\n"
+    params.write_text(text.replace("further_prompts: []\n", block).replace("warm_start: null", "warm_start:"))
+    assert params.read_text().count("# of May") == 1
+    latest = asked("latest.jsonl", "Why?")
+    assert state(params, latest) == [("latest.jsonl", sha256_file(latest))]
+    after = params.read_text()
+    assert "# of May\n\n  # below\n" in after
+    assert f'warm_start: "{CHAMPION[0]}"\n' in after
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -123,6 +123,7 @@ def test_only_what_waits_is_proposed(asked: Path, store: Store) -> None:
         propose(asked, "4")
     promote_by_hand(asked, "3", False, silent)
     assert tags(store, "3")["specdec.gate.approval"] == "passed: promoted by hand"
+    assert tags(store, "3")["specdec.decision"].endswith("beats 1.500 of version 2; promoted by hand")
     assert propose(asked) is None
     with pytest.raises(TrackingError, match="none does"):
         propose(asked, "3")
@@ -134,6 +135,8 @@ def test_yes(asked: Path, store: Store) -> None:
     told = tags(store, "3")["specdec.gate.approval"]
     assert told.startswith("passed: approved by Anna (")
     assert told.endswith("UTC): faster on code")
+    decision = tags(store, "3")["specdec.decision"]
+    assert decision.endswith(f"beats 1.500 of version 2; {told.removeprefix('passed: ')}"), "it waits no longer"
 
 
 def test_yes_changes_nothing_where_the_champion_is_another_by_now(asked: Path, store: Store) -> None:
@@ -174,6 +177,7 @@ def test_no_is_a_gate_that_it_misses(asked: Path, store: Store, monkeypatch: pyt
     told = tags(store, "3")["specdec.gate.approval"]
     assert told.startswith("missed: refused by Anna (")
     assert told.endswith("UTC): slow on code, ***")
+    assert tags(store, "3")["specdec.decision"].endswith(f"; {told.removeprefix('missed: ')}")
     assert waiting(asked) is None
     assert list_versions(asked)[1][1].missed == [told.removeprefix("missed: ")]
     with pytest.raises(TrackingError, match="misses a gate: refused by Anna"):

@@ -8,7 +8,7 @@ from specdec.data.pydocs.rows import Row
 CARD = """---
 language: en
 license: other
-license_name: licences of the documented projects, listed below
+license_name: those of the documented projects (listed in the dataset's README)
 task_categories: [text-generation]
 ---
 # Documentation of the installed Python and its libraries, as conversations
