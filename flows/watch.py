@@ -81,7 +81,11 @@ def one_look(watched: Watch, url: str, promise: Promise, log: Callable[[str], No
 
 def figures(look: Look) -> dict[str, object]:
     rates = {f"position_{i + 1}": rate for i, rate in enumerate(look.position_rates)}
-    kept = {k: v for k, v in asdict(look).items() if k in ("drafts", "tokens", "acceptance_length", "promised")}
+    kept = {
+        k: v
+        for k, v in asdict(look).items()
+        if k in ("drafts", "tokens", "acceptance_length", "promised", "evidence")
+    }
     return {**kept, "rate": rates, "alarm": float(look.alarm)}
 
 

@@ -57,6 +57,11 @@ class Drift:
     def alarm(self) -> bool:
         return self.highest >= -math.log(self.false_alarms)
 
+    @property
+    def evidence(self) -> float:
+        """What there is now of what an alarm needs, 0 to 1, by the logarithms of the wealth."""
+        return min(1.0, max(0.0, self.log_wealth) / -math.log(self.false_alarms))
+
     def _stake(self, mean: float) -> float:
         """Never below 0: readings above the floor are no drop."""
         gap = self.floor - mean

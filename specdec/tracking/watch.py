@@ -52,7 +52,7 @@ class WatchSettings:
 
 @dataclass(frozen=True)
 class Look:
-    """One reading. tokens: drafted a step. readings: so far. alarm: the drop is real."""
+    """One reading. tokens: drafted a step. readings: so far. evidence: of a drop, 1 is an alarm. alarm: it is real."""
 
     drafts: int
     tokens: int
@@ -60,14 +60,15 @@ class Look:
     promised: float
     position_rates: list[float]
     readings: int
+    evidence: float
     alarm: bool
 
     def __str__(self) -> str:
         rates = " ".join(f"{rate:.2f}" for rate in self.position_rates)
-        told = "  DROP" if self.alarm else ""
+        told = "DROP" if self.alarm else f"evidence of a drop {self.evidence:.0%}"
         return (
             f"acceptance length {self.acceptance_length:.3f} (promised {self.promised:.3f}), by position {rates}, "
-            f"{self.drafts:,} steps{told}"
+            f"{self.drafts:,} steps; {told}"
         )
 
 
@@ -109,7 +110,7 @@ class Watch:
         self._keep(counters=asdict(now), tokens=tokens, drift=asdict(drift))
         promised = self._promise.acceptance_length(tokens)
         length, rates = since.acceptance_length, since.position_rates
-        return Look(since.drafts, tokens, length, promised, rates, drift.readings, drift.alarm)
+        return Look(since.drafts, tokens, length, promised, rates, drift.readings, drift.evidence, drift.alarm)
 
     def forget(self) -> None:
         """Begins anew: after an alarm that was answered."""

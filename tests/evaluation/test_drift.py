@@ -1,7 +1,9 @@
 """The test for a drop: how often it cries wolf, how soon it sees one, and that it can be stopped and gone on with."""
 
 import math
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +105,21 @@ def test_impossible_settings(settings: dict[str, float]) -> None:
 def test_no_share(reading: float) -> None:
     with pytest.raises(ValueError, match="no share"):
         Drift(FLOOR).read(reading)
+
+
+def until_alarm(promised: float, served: float) -> int:
+    state = Drift(0.9 * promised)
+    for _ in range(5):
+        state = state.read(promised)
+    while not state.alarm:
+        state = state.read(served)
+    return state.readings - 5
+
+
+def test_the_page_says_how_soon_it_sees_a_drop() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    rows = re.findall(r"^\| (0\.\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for promised, *told in rows:
+        found = [until_alarm(float(promised), float(promised) * share) for share in (0.8, 0.7, 0.5, 0.25)]
+        assert found == list(map(int, told))

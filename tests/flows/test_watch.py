@@ -34,7 +34,7 @@ def test_a_password_in_the_address_is_not_told(tmp_path: Path, monkeypatch: pyte
     url = "http://me:hunter2@127.0.0.1:9"
     watched = Watch(PROMISE, url, WatchSettings(), tmp_path, said.append)
     assert one_look(watched, url, PROMISE, said.append) is None
-    answer(Look(1000, 2, 1.4, 2.0, [0.3, 0.1], 9, True), url, PROMISE, None, said.append)
+    answer(Look(1000, 2, 1.4, 2.0, [0.3, 0.1], 9, 1.0, True), url, PROMISE, None, said.append)
     assert "looked at again later" in said[0]
     assert "nothing is trained: no file of the latest prompts was named" in said
     assert len(artifacts) == 1
