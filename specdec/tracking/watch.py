@@ -52,7 +52,7 @@ class WatchSettings:
 
 @dataclass(frozen=True)
 class Look:
-    """One reading. tokens: drafted a step. readings: so far. evidence: of a drop, 1 is an alarm. alarm: it is real."""
+    """One reading. tokens: drafted a step. readings: so far. evidence: of a drop, up to 1. alarm: it is real."""
 
     drafts: int
     tokens: int
