@@ -10,7 +10,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,6 +20,7 @@ from specdec.errors import SpecdecError, TransientError
 from specdec.room import Removal, size_of
 
 _REMOVING = re.compile(r"^Removing (?P<path>/.+)$", re.MULTILINE)
+_READS = 20  # of the lock, at most
 _WHOLE = ["--workspace", "--all-commits", "--all-experiments"]
 # DVC's gc counts no output that git holds (`cache: false`), and removes its copy in the cache. The run cache restores
 # a stage only where all copies are there: one metric gone, and a result that stays is made again.
@@ -39,16 +42,27 @@ sys.exit(main(sys.argv[1:]))
 
 def check_idle(root: Path) -> None:
     """Raises TransientError where a `dvc repro` is going on: it says so in its lock, which a kill leaves behind."""
-    try:
-        locks = json.loads((root / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return
+    locks = _locks(root / ".dvc/tmp/rwlock")
     holders = [*locks.get("write", {}).values(), *(one for read in locks.get("read", {}).values() for one in read)]
     for holder in holders:
         if psutil.pid_exists(int(holder["pid"])):
             raise TransientError(
                 f"`{holder['cmd']}` is going on in this folder (pid {holder['pid']}): wait for it, or stop it"
             )
+
+
+def _locks(file: Path) -> dict[str, Any]:
+    """What DVC's lock says. DVC writes it in place: what can't be read now can be in a moment, or is a ruin."""
+    for _ in range(_READS):
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            break
+        except ValueError:
+            time.sleep(0.05)
+        else:
+            return found
+    return {}
 
 
 def cache_removal(root: Path) -> tuple[Removal | None, str]:

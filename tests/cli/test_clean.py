@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -228,22 +229,38 @@ def test_refused_while_something_goes_on(project: Path) -> None:
 
 
 def test_refused_while_dvc_runs_a_stage_and_not_after_it_was_killed(project: Path) -> None:
-    declared = "stages: {x: {cmd: sleep 60, deps: [in], outs: [out]}}"
+    declared = "stages: {x: {cmd: touch started && sleep 60, deps: [in], outs: [out]}}"
     (project / "dvc.yaml").write_text(declared)
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=project, start_new_session=True) as running:
         for _ in range(200):
-            if '/out"' in _text(project / ".dvc/tmp/rwlock"):
+            if (project / "started").exists():
                 break
             time.sleep(0.1)
         with pytest.raises(TransientError, match=r"repro` is going on in this folder \(pid \d+\)"):
             check_idle(project)
         os.killpg(running.pid, signal.SIGKILL)
-    assert '/out"' in _text(project / ".dvc/tmp/rwlock")
+    assert '/out"' in (project / ".dvc/tmp/rwlock").read_text()
     check_idle(project)
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def test_a_lock_that_dvc_is_writing_is_read_again(tmp_path: Path) -> None:
+    """DVC empties the file, and then fills it."""
+    file = tmp_path / ".dvc/tmp/rwlock"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    whole = json.dumps({"write": {"/x/out": {"pid": os.getpid(), "cmd": "dvc repro"}}})
+    filled = threading.Timer(0.2, file.write_text, [whole])
+    filled.start()
+    with pytest.raises(TransientError, match=f"`dvc repro` is going on in this folder .pid {os.getpid()}"):
+        check_idle(tmp_path)
+    filled.join()
+
+
+def test_a_lock_that_was_left_half_written_holds_nothing(tmp_path: Path) -> None:
+    file = tmp_path / ".dvc/tmp/rwlock"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"write": {"/x/ou')
+    check_idle(tmp_path)
 
 
 def test_what_cannot_be_removed_is_named_and_the_rest_goes(tmp_path: Path) -> None:
