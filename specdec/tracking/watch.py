@@ -65,7 +65,7 @@ class Look:
 
     def __str__(self) -> str:
         rates = " ".join(f"{rate:.2f}" for rate in self.position_rates)
-        told = "DROP" if self.alarm else f"evidence of a drop {self.evidence:.0%}"
+        told = "DROP" if self.alarm else f"evidence for an alarm {self.evidence:.0%}"
         return (
             f"acceptance length {self.acceptance_length:.3f} (promised {self.promised:.3f}), by position {rates}, "
             f"{self.drafts:,} steps; {told}"

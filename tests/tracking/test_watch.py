@@ -64,7 +64,7 @@ def test_as_promised_is_no_alarm_and_a_drop_is_one(watched: Watch) -> None:
     first = next(i for i, look in enumerate(fallen) if look.alarm)
     assert 1 < first < 40
     assert "DROP" in str(fallen[first])
-    assert str(kept[-1]).endswith("200 steps; evidence of a drop 0%")
+    assert str(kept[-1]).endswith("200 steps; evidence for an alarm 0%")
     grown = [look.evidence for look in fallen[: first + 1]]
     assert grown == sorted(grown)
     assert 0 < grown[first - 1] < grown[first] == 1
