@@ -11,7 +11,8 @@ VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 VLLM_STAMP := $(VLLM)/.installed
 
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# Long tests start processes of their own that work; of the others some wait, so three keep two cores at work.
+SIDE_BY_SIDE := --dist loadfile -n
 
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
@@ -31,16 +32,16 @@ endif
 	@$(BIN)/python -m flows.pipeline
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 3
 
 test-soak: $(STAMP)
-	@$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE) 2
 
 test-gpu: $(STAMP)
 	@$(BIN)/python -m pytest -m gpu
 
 test-vllm: $(STAMP) $(VLLM_STAMP)
-	@SPECDEC_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm $(SIDE_BY_SIDE)
+	@SPECDEC_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm $(SIDE_BY_SIDE) 2
 
 vllm: $(VLLM_STAMP)
 
@@ -55,6 +56,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.passes
 	$(BIN)/python -m benchmarks.training eagle3
 	$(BIN)/python -m benchmarks.training medusa
 	$(BIN)/python -m benchmarks.head_loss --rows 512 --vocab 8192 --dtype float32

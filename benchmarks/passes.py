@@ -33,6 +33,9 @@ def main() -> None:
     for column in ("context", "weights", *(f"{n} tokens" for n in options.tokens)):
         table.add_column(column, justify="right")
     for context in options.context:
+        if context + max(options.tokens) > ways["plain"].max_positions:
+            print(f"{options.base.name} takes {ways['plain'].max_positions} tokens: no passes behind {context}")
+            continue
         for name, times in measure(ways, context, options.tokens, options.rounds).items():
             table.add_row(str(context), name, *(f"{1000 * statistics.median(times[n]):.2f}" for n in options.tokens))
     Console(width=100).print(table)

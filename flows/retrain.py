@@ -101,9 +101,10 @@ def _at(content: Any, path: tuple[str, ...]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("latest", type=Path, help="prompts as they come in now")
+    latest = parser.parse_args().latest
     keep_from_ctrl_c()
     try:
-        retrain(parser.parse_args().latest)
+        retrain(latest)
     except SpecdecError as error:
         print(f"specdec: error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

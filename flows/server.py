@@ -26,7 +26,7 @@ def keep_from_ctrl_c() -> None:
     """
     if server_url() is not None:
         return
-    from prefect.server.api import server  # seconds, where no temporary one will be started
+    from prefect.server.api import server  # takes seconds, which a flow with a server of its own need not wait
 
     theirs = {name: getattr(subprocess, name) for name in subprocess.__all__}
     theirs["Popen"] = partial(subprocess.Popen, start_new_session=True)
