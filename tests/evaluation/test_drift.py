@@ -123,3 +123,15 @@ def test_the_page_says_how_soon_it_sees_a_drop() -> None:
     for promised, *told in rows:
         found = [until_alarm(float(promised), float(promised) * share) for share in (0.8, 0.7, 0.5, 0.25)]
         assert found == list(map(int, told))
+
+
+def test_evidence_comes_and_goes() -> None:
+    state = Drift(FLOOR)
+    assert state.evidence == 0
+    for _ in range(8):
+        state = state.read(0.25)
+    before = state.evidence
+    assert 0 < before < 1
+    state = state.read(0.9)
+    assert state.evidence < before
+    assert state.highest == pytest.approx(-before * math.log(state.false_alarms))
