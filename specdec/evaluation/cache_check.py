@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
 from specdec.decoding import steps
 from specdec.drafters import Proposer, Shape
@@ -78,7 +78,7 @@ def _decode(
         seen.largest = apart
 
 
-def cache_difference(target: Target, cache: DynamicCache, context: list[int]) -> float:
+def cache_difference(target: Target, cache: Cache, context: list[int]) -> float:
     """The largest difference of keys or values from those of one pass over the tokens, to their layer's largest."""
     fresh = target.new_cache()
     target.forward(torch.tensor([context], device=target.device), cache=fresh)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from specdec.drafters import Drafter, DraftState
 from specdec.errors import DataError
@@ -104,11 +104,11 @@ def _observe(state: DraftState, token_ids: Tensor, read: TargetOutput, rows: sli
     state.observe(token_ids[1:][rows], read.hidden[0, rows], auxiliary)
 
 
-def _choose(target: Target, token_ids: Tensor, cache: DynamicCache) -> Tensor:
+def _choose(target: Target, token_ids: Tensor, cache: Cache) -> Tensor:
     return target.logits(target.forward(token_ids, cache=cache).hidden).argmax(-1)
 
 
-def _filled(target: Target, token_ids: Tensor) -> DynamicCache:
+def _filled(target: Target, token_ids: Tensor) -> Cache:
     cache = target.new_cache()
     target.forward(token_ids, cache=cache)
     return cache

@@ -6,16 +6,18 @@ own forward, so an architecture whose head does something else is refused instea
 """
 
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from specdec.errors import ConfigError, ModelError
 from specdec.targets.fixed_cache import FixedCache, compiled
+from specdec.targets.growing_cache import GrowingCache
 from specdec.targets.identity import Identity, identify, identity_of
 from specdec.targets.loading import files_of, load_model, load_tokenizer
 from specdec.targets.packed import pack
@@ -48,6 +50,10 @@ class Target:
         self._head = model.get_output_embeddings()
         if self._head is None:
             raise ModelError(f"{name} has no output layer: a drafter needs a causal language model")
+        if not torch.cuda.is_available():
+            # Under a mask transformers repeats keys and values for every query head, but where this is set: with it
+            # kernels read them as they are. (On a GPU no fast kernel could.)
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         text = model.config.get_text_config()
         self.text_config = text
         self._trees_checked = False
@@ -126,13 +132,13 @@ class Target:
             return None
         return weight if weight.shape == (self.hidden_size,) else None
 
-    def new_cache(self) -> DynamicCache:
-        """An empty cache. Without a config it keeps whole layers, so sliding windows can be rolled back too.
+    def new_cache(self) -> GrowingCache:
+        """An empty cache, which keeps whole layers: sliding windows can be rolled back too.
 
         Who asks for one decodes: on a CPU the weights are laid out for passes over a few tokens (`packed.py`).
         """
         pack(self.model)
-        return DynamicCache()
+        return GrowingCache()
 
     def fixed_cache(self, length: int, step: int) -> FixedCache:
         """An empty cache for contexts of `length` tokens, read `step` tokens at once: see FixedCache.
