@@ -8,6 +8,7 @@ from specdec.drafters import Drafter, Medusa, Sampling, StaticTree
 from specdec.errors import DataError, ModelError
 from specdec.evaluation.forecast import forecast
 from specdec.evaluation.measure import EvaluationPrompt, Measurements, PromptMeasurement, Way, encode
+from specdec.evaluation.neighbours import watch_neighbours
 from specdec.evaluation.plan import LOOKUP, Plan, chain_name, first_ways, plain_name
 from specdec.evaluation.prompt_files import FileEvaluation, evaluate_files
 from specdec.evaluation.ranks import Rates, rank_rates, search_tree
@@ -25,7 +26,7 @@ class Evaluation:
     """main: the way that is reported first: greedy, the drafter's own chain. figures[name]: see `summarize`.
 
     measured: the main way, no drafter and prompt lookup on all prompts. others: the further ways, on their prompts.
-    static_trees: by the way's name. notes: what was not measured, and why. files: by name.
+    static_trees: by the way's name. notes: what was not measured, and what the times are worth. files: by name.
     """
 
     main: str
@@ -102,21 +103,24 @@ def evaluate(
     statics, rates = _static_trees(target, drafter, prompts, calibration, plan, notes, say)
     first = first_ways(drafter)
     own = first[1]
-    measured, figures = measure_ways(target, first, prompts, plan, say)
-    further = _further_ways(target, drafter, plan, statics, notes)
-    others: Measurements = {}
-    if further:
-        some = prompts[: plan.ways_prompts]
-        if len(some) < len(prompts):
-            notes.append(f"ways other than {own.name} and {LOOKUP} were measured on the first {len(some)} prompts")
-        again = [*first[:2], *further]
-        others, found = measure_ways(target, again, some, plan, say)
-        figures |= {name: figure for name, figure in found.items() if name != own.name}
-    said = None
-    if rates is not None:
-        said = forecast(target, drafter, rates, [*first, *further], statics, measured, figures, say)
-    others = {way.name: others[way.name] for way in further}
-    on_files = evaluate_files(target, drafter, files or {}, plan, notes, say)
+    with watch_neighbours(target.device, notes):
+        measured, figures = measure_ways(target, first, prompts, plan, say)
+        further = _further_ways(target, drafter, plan, statics, notes)
+        others: Measurements = {}
+        if further:
+            some = prompts[: plan.ways_prompts]
+            if len(some) < len(prompts):
+                notes.append(
+                    f"ways other than {own.name} and {LOOKUP} were measured on the first {len(some)} prompts"
+                )
+            again = [*first[:2], *further]
+            others, found = measure_ways(target, again, some, plan, say)
+            figures |= {name: figure for name, figure in found.items() if name != own.name}
+        said = None
+        if rates is not None:
+            said = forecast(target, drafter, rates, [*first, *further], statics, measured, figures, say)
+        others = {way.name: others[way.name] for way in further}
+        on_files = evaluate_files(target, drafter, files or {}, plan, notes, say)
     return Evaluation(own.name, measured, others, figures, statics, rates, skipped, said, notes, on_files)
 
 
