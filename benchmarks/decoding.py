@@ -114,19 +114,21 @@ def compiled_decodings(options: argparse.Namespace, prompts: list[list[int]]) ->
     drafter.compile_drafting()
     longest = max(map(len, prompts)) + options.max_new_tokens
 
-    def ours(with_drafter: Proposer | None, step: int) -> Decode:
-        cache = target.fixed_cache(longest, step)
+    def ours(with_drafter: Proposer | None, drafts: int, tree: Shape | None = None) -> Decode:
+        cache = target.fixed_cache(longest, drafts + 1)
 
         def decode(ids: list[int]) -> tuple[list[int], int]:
             cache.reset()
-            made = generate(target, with_drafter, ids, options.max_new_tokens, cache=cache)
+            made = generate(target, with_drafter, ids, options.max_new_tokens, tree=tree, cache=cache)
             return made.token_ids, made.steps + 1
 
         return decode
 
+    length, tree = drafter.draft_tokens, parse_tree(options.tree)
     return {
-        f"{PLAIN}, compiled": ours(None, 1),
-        f"{drafter.method}, chain of {drafter.draft_tokens}, compiled": ours(drafter, drafter.draft_tokens + 1),
+        f"{PLAIN}, compiled": ours(None, 0),
+        f"{drafter.method}, chain of {length}, compiled": ours(drafter, length),
+        f"{drafter.method}, tree {tree}, compiled": ours(drafter, tree.nodes, tree),
     }
 
 

@@ -194,7 +194,7 @@ class Drafter(nn.Module, ABC):
         """See `Proposer.propose`."""
 
     def compile_drafting(self) -> None:
-        """From now on greedy chains are drafted in compiled passes where the base's cache has a fixed size.
+        """From now on chains and trees are drafted in compiled passes where the base's cache has a fixed size.
 
         A drafter that has no such form drafts as it did.
         """

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from specdec.config import MedusaMethod
 from specdec.drafters.head_loss import Job, head_loss
@@ -22,8 +22,8 @@ from specdec.drafters.interface import (
     accepted,
     check_tensors,
 )
-from specdec.drafters.sampling import Draw, Said, pick
-from specdec.drafters.trees import Proposal, Shape
+from specdec.drafters.sampling import Draw, Drawn, Said, pick
+from specdec.drafters.trees import Drafts, PlacedTree, Proposal, Shape, StaticTree, Tree, copied
 from specdec.errors import ModelError
 from specdec.targets import Target, compiled
 
@@ -48,7 +48,7 @@ class Medusa(Drafter):
     `lm_head.weight`."""
 
     method = "medusa"
-    _compiled_chain: Any = None
+    _compiled: Any = None
 
     def __init__(
         self,
@@ -154,31 +154,49 @@ class Medusa(Drafter):
         return DrafterLoss(loss, job.sums, own, accepted(runs, rows, job.rights))
 
     def compile_drafting(self) -> None:
-        self._compiled_chain = compiled(self._chain, self.target.device)
-
-    def _chain(self, newest: Tensor) -> Tensor:
-        """Each head's most probable token [heads] at newest[1, H]."""
-        pairs = zip(self.blocks, self.output_weights, strict=True)
-        return torch.cat([(block(newest.to(weight.dtype)) @ weight.T).argmax(-1) for block, weight in pairs])
+        self._compiled = compiled(self._draft, self.target.device)
 
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
         assert state.hidden is not None
-        if state.fixed is not None and self._compiled_chain and tree is None and draw is None:
-            newest = state.hidden[-1:]
-            state.forget()
-            return Proposal(self._compiled_chain(newest)[:budget].clone())
-        weights = self.output_weights
-        newest = state.hidden[-1:].to(weights[0].dtype)
+        newest = state.hidden[-1:]
         state.forget()
-        count = min(budget, tree.depth) if tree else budget
-        pairs = list(zip(self.blocks, weights, strict=True))[:count]
+        if state.fixed is not None and self._compiled and (tree is None or isinstance(tree, Tree | StaticTree)):
+            tokens, parents, laws = self._propose_compiled(newest, budget, tree, draw)
+        else:
+            tokens, parents, laws = self._draft(newest, min(budget, tree.depth) if tree else budget, tree, draw)
+        return Proposal(tokens, parents, laws)
+
+    def _propose_compiled(
+        self, newest: Tensor, budget: int, tree: Tree | StaticTree | None, draw: Draw | None
+    ) -> Drafts:
+        """As `_draft`, but where the budget cuts a tree: all heads speak, so that one form serves every step."""
+        depth = min(self.num_heads, tree.depth if tree else self.draft_tokens)
+        count = min(budget, depth)
+        if tree is not None and count < depth:
+            return self._draft(newest, count, tree, draw)
+        drawn = None
+        if draw is not None:
+            noise = draw.ahead([1] * count, self.output_weights[0])  # for as many laws as uncompiled
+            drawn = Drawn(draw.sampling, pad(noise, (0, 0, 0, depth - count), value=1.0))
+        placed = None if tree is None else tree.on(newest.device)
+        found: Drafts = self._compiled(newest, depth, placed, drawn)
+        tokens, parents, laws = copied(found)
+        if tree is not None:
+            return tokens, parents, laws
+        return tokens[:count], None, None if laws is None else laws[:count]
+
+    def _draft(
+        self, newest: Tensor, count: int, tree: Shape | PlacedTree | None, draw: Draw | Drawn | None
+    ) -> Drafts:
+        """Of the first `count` heads at newest[1, H]."""
+        pairs = list(zip(self.blocks, self.output_weights, strict=True))[:count]
         width = tree.width if tree else 1
-        levels = [pick(block(newest) @ weight.T, width, draw).at(0) for block, weight in pairs]
+        levels = [pick(block(newest.to(weight.dtype)) @ weight.T, width, draw).at(0) for block, weight in pairs]
         if tree is None:
             laws = None if draw is None else torch.cat([said.laws for said in levels if said.laws is not None])
-            return Proposal(torch.cat([said.tokens for said in levels]), None, laws)
+            return torch.cat([said.tokens for said in levels]), None, laws
         following = iter(levels)
 
         def extend(tokens: Tensor, _parents: Tensor) -> Said:
@@ -188,4 +206,5 @@ class Medusa(Drafter):
             laws = None if said.laws is None else said.laws.expand(count, -1, -1)
             return Said(said.scores.expand(count, -1), said.tokens.expand(count, -1), laws)
 
-        return tree.grow(len(levels), next(following), extend)
+        made = tree.grow(len(levels), next(following), extend)
+        return made.token_ids, made.parents, made.laws

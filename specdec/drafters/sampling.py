@@ -57,6 +57,30 @@ class Draw:
     sampling: Sampling
     generator: torch.Generator | None = None
 
+    def arrivals(self, law: Tensor) -> Tensor:
+        """Exponential noise, like law[n, V]."""
+        return torch.empty_like(law).exponential_(generator=self.generator)
+
+    def ahead(self, rows: list[int], output_weight: Tensor) -> Tensor:
+        """The noise [sum(rows), V] that laws of so many rows, one behind the other, would ask for."""
+        size = output_weight.shape[0]
+        empty = [torch.empty(count, size, device=output_weight.device) for count in rows]
+        return torch.cat([self.arrivals(law) for law in empty])
+
+
+@dataclass
+class Drawn:
+    """A Draw whose noise [K, V] was made before: what is compiled has no generator."""
+
+    sampling: Sampling
+    noise: Tensor
+    used: int = 0
+
+    def arrivals(self, law: Tensor) -> Tensor:
+        start = self.used
+        self.used += len(law)
+        return self.noise[start : self.used]
+
 
 class Said(NamedTuple):
     """What a drafter says behind each of n nodes, w tokens, the best (or the one drawn first) in front.
@@ -74,7 +98,7 @@ class Said(NamedTuple):
         return Said(self.scores[index], self.tokens[index], None if self.laws is None else self.laws[index])
 
 
-def pick(logits: Tensor, width: int, draw: Draw | None = None) -> Said:
+def pick(logits: Tensor, width: int, draw: Draw | Drawn | None = None) -> Said:
     """`width` different tokens behind each of n nodes, from logits[n, V] (fewer where V is smaller)."""
     width = min(width, logits.shape[-1])
     if draw is None:
@@ -84,8 +108,7 @@ def pick(logits: Tensor, width: int, draw: Draw | None = None) -> Said:
         return Said(scores.clamp(max=0), tokens)
     law = draw.sampling.probabilities(logits.float())
     # An exponential race: in the order of arrival these are draws without replacement, one behind the other.
-    arrival = torch.empty_like(law).exponential_(generator=draw.generator)
-    tokens = (law / arrival.clamp(min=1e-30)).topk(width).indices
+    tokens = (law / draw.arrivals(law).clamp(min=1e-30)).topk(width).indices
     return Said(law.gather(-1, tokens).log(), tokens, successive_laws(law, tokens))
 
 

@@ -11,7 +11,7 @@ sampled proposals need.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -22,8 +22,17 @@ from specdec.errors import ConfigError
 
 ROOT = -1  # the parent of the first draft tokens: the newest token of the context
 
+# What a Proposal is made of, for compiled functions: token_ids[N], parents[N], laws[N, V].
+Drafts = tuple[Tensor, Tensor | None, Tensor | None]
+
 # (tokens[n], parents[n]) of a level, parents as places in the level that was given before (ROOT: the context).
 Extend = Callable[[Tensor, Tensor], Said]
+
+
+def copied(drafts: Drafts) -> Drafts:
+    """Out of the memory of a captured function, which its next call uses again."""
+    tokens, parents, laws = drafts
+    return tokens.clone(), None if parents is None else parents.clone(), None if laws is None else laws.clone()
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,15 @@ class Tree:
     def __str__(self) -> str:
         return f"{self.depth},{self.width},{self.nodes}"
 
+    @property
+    def inner(self) -> int:
+        """Nodes that get children, at most."""
+        return (self.depth - 1) * self.width
+
+    def on(self, _device: torch.device) -> "Tree":
+        """Nothing of its form has to be there."""
+        return self
+
     def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
         assert first.laws is None, "which nodes stay depends on their probability: draws would not be draws any more"
         scores, tokens = first.scores, first.tokens
@@ -120,17 +138,6 @@ def parse_tree(text: str) -> Tree:
 
 
 @dataclass(frozen=True)
-class _Level:
-    """The nodes of one level. parents[n]: place among those of the level above that have children; ranks[n]: which
-    of the parent's children; above[n]: the parent's place in the whole tree; asked: places of nodes with children."""
-
-    parents: list[int]
-    ranks: list[int]
-    above: list[int]
-    asked: list[int]
-
-
-@dataclass(frozen=True)
 class StaticTree:
     """paths: every node as the ranks on the way to it. Raises ConfigError where a node's parent is missing."""
 
@@ -161,26 +168,40 @@ class StaticTree:
     def nodes(self) -> int:
         return len(self.paths)
 
-    @cached_property
-    def _levels(self) -> list[_Level]:
-        levels: list[_Level] = []
-        asked: dict[tuple[int, ...], int] = {}  # nodes of the level above that have children
-        starts: dict[tuple[int, ...], int] = {}  # place of each node in the whole tree
-        with_children = {path[:-1] for path in self.paths}
-        for length in range(1, self.depth + 1):
-            here = sorted(path for path in self.paths if len(path) == length)
-            starts |= {path: len(starts) + i for i, path in enumerate(here)}
-            places = [i for i, path in enumerate(here) if path in with_children]
-            levels.append(
-                _Level(
-                    parents=[asked.get(path[:-1], ROOT) for path in here],
-                    ranks=[path[-1] for path in here],
-                    above=[starts.get(path[:-1], ROOT) for path in here],
-                    asked=places,
-                )
-            )
-            asked = {here[place]: i for i, place in enumerate(places)}
-        return levels
+    @property
+    def inner(self) -> int:
+        """Nodes that have children."""
+        return len({path[:-1] for path in self.paths if len(path) > 1})
+
+    def on(self, device: torch.device) -> "PlacedTree":
+        """With its form on the device, to which nothing is copied when it grows."""
+        return _placed(self.paths, self.width, device)
+
+    def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
+        return self.on(first.tokens.device).grow(depth, first, extend)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The nodes of one level. parents[n]: place among those of the level above that have children; ranks[n]: which
+    of the parent's children; above[n]: the parent's place in the whole tree; asked: places of nodes with children."""
+
+    parents: Tensor
+    ranks: Tensor
+    above: Tensor
+    asked: Tensor
+
+
+@dataclass(frozen=True)
+class PlacedTree:
+    """A static tree on one device."""
+
+    levels: list[_Level]
+    width: int
+
+    def asked(self, depth: int) -> list[int]:
+        """Of how many nodes a drafter is asked what follows, call by call."""
+        return [1, *(len(level.asked) for level in self.levels[: depth - 1])]
 
     def grow(self, depth: int, first: Said, extend: Extend) -> Proposal:
         if self.width > first.tokens.shape[-1]:
@@ -188,20 +209,46 @@ class StaticTree:
                 f"static tree: a node has a child of rank {self.width - 1}, and the drafter knows "
                 f"{first.tokens.shape[-1]} tokens"
             )
-        device = first.tokens.device
         said = Said(first.scores[None], first.tokens[None], None if first.laws is None else first.laws[None])
         tokens, parents, laws = [], [], []
-        for number, level in enumerate(self._levels[:depth]):
-            place = torch.tensor(level.parents, device=device)
-            rank = torch.tensor(level.ranks, device=device)
-            tokens.append(said.tokens[place.clamp(min=0), rank])
-            parents.append(torch.tensor(level.above, device=device))
+        for number, level in enumerate(self.levels[:depth]):
+            place = level.parents.clamp(min=0)
+            tokens.append(said.tokens[place, level.ranks])
+            parents.append(level.above)
             if said.laws is not None:
-                laws.append(said.laws[place.clamp(min=0), rank])
-            if number + 1 < min(depth, len(self._levels)):
-                asked = torch.tensor(level.asked, device=device)
-                said = extend(tokens[-1][asked], place[asked])
+                laws.append(said.laws[place, level.ranks])
+            if number + 1 < min(depth, len(self.levels)):
+                said = extend(tokens[-1][level.asked], level.parents[level.asked])
         return Proposal(torch.cat(tokens), torch.cat(parents), torch.cat(laws) if laws else None)
+
+
+@cache
+def chain(length: int) -> StaticTree:
+    """The tree of one path."""
+    return StaticTree.of([(0,) * depth for depth in range(1, length + 1)])
+
+
+@cache
+@torch.inference_mode(False)
+def _placed(paths: tuple[tuple[int, ...], ...], width: int, device: torch.device) -> PlacedTree:
+    levels: list[_Level] = []
+    asked: dict[tuple[int, ...], int] = {}  # nodes of the level above that have children
+    starts: dict[tuple[int, ...], int] = {}  # place of each node in the whole tree
+    with_children = {path[:-1] for path in paths}
+    for length in range(1, max(map(len, paths)) + 1):
+        here = sorted(path for path in paths if len(path) == length)
+        starts |= {path: len(starts) + i for i, path in enumerate(here)}
+        places = [i for i, path in enumerate(here) if path in with_children]
+        levels.append(
+            _Level(
+                parents=torch.tensor([asked.get(path[:-1], ROOT) for path in here], device=device),
+                ranks=torch.tensor([path[-1] for path in here], device=device),
+                above=torch.tensor([starts.get(path[:-1], ROOT) for path in here], device=device),
+                asked=torch.tensor(places, dtype=torch.long, device=device),
+            )
+        )
+        asked = {here[place]: i for i, place in enumerate(places)}
+    return PlacedTree(levels, width)
 
 
 def _best(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> Proposal:

@@ -23,12 +23,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from specdec.drafters.attention import Chain, Mask, attend_to, mask_of
-from specdec.drafters.fixed_chain import draft_chain, propose_chain
+from specdec.drafters.fixed_drafts import draft, propose_fixed
 from specdec.drafters.head_loss import DraftVocabulary, Job, head_loss
 from specdec.drafters.interface import Drafter, DrafterLoss, DraftState, Features, accepted, check_tensors
 from specdec.drafters.llama_layer import Dimensions, DraftLayer, Rotary
-from specdec.drafters.sampling import Draw, Said, pick
-from specdec.drafters.trees import Proposal, Shape
+from specdec.drafters.sampling import Draw, Drawn, Said, pick
+from specdec.drafters.trees import Proposal, Shape, StaticTree, Tree
 from specdec.errors import ModelError
 from specdec.targets import Target, compiled
 
@@ -47,7 +47,7 @@ class Unrolled(Drafter):
     vocabulary: DraftVocabulary | None = None
     logit_scale: float = 1.0
     checkpointing: bool = False  # recompute each draft position in the backward pass
-    _compiled_chain: Any = None
+    _compiled: Any = None
 
     @abstractmethod
     def __init__(self, target: Target, config: dict[str, Any], settings: Any = None):
@@ -177,13 +177,13 @@ class Unrolled(Drafter):
     # ---------------------------------------------------------------- drafting
 
     def compile_drafting(self) -> None:
-        self._compiled_chain = compiled(draft_chain, self.target.device)
+        self._compiled = compiled(draft, self.target.device)
 
     def propose(
         self, state: DraftState, budget: int, tree: Shape | None = None, draw: Draw | None = None
     ) -> Proposal:
-        if state.fixed is not None and self._compiled_chain and tree is None and draw is None:
-            return Proposal(propose_chain(self, state, self._compiled_chain)[:budget].clone())
+        if state.fixed is not None and self._compiled and (tree is None or isinstance(tree, Tree | StaticTree)):
+            return propose_fixed(self, state, self._compiled, budget, tree, draw)
         if state.cache is None:
             state.cache = DraftCache(len(self.layers))
         cache: DraftCache = state.cache
@@ -220,7 +220,7 @@ class Unrolled(Drafter):
             if i > 0:
                 output = self._append(cache, states, drafted[-1].tokens, position + i)
                 said, states = self.finish(output)
-            drafted.append(self._pick(said, 1, draw).at(0))
+            drafted.append(self.say(said, 1, draw).at(0))
         laws = None if draw is None else torch.cat([one.laws for one in drafted if one.laws is not None])
         return Proposal(torch.cat([one.tokens for one in drafted]), None, laws)
 
@@ -246,12 +246,12 @@ class Unrolled(Drafter):
             seen = torch.cat([seen[above], own], 1)
             output = self._append(cache, states[above], tokens, (position + level).expand(len(tokens)), seen)
             said, states = self.finish(output)
-            return self._pick(said, tree.width, draw)
+            return self.say(said, tree.width, draw)
 
-        return tree.grow(depth, self._pick(said, tree.width, draw).at(0), extend)
+        return tree.grow(depth, self.say(said, tree.width, draw).at(0), extend)
 
-    def _pick(self, said: Tensor, width: int, draw: Draw | None) -> Said:
-        """What is said behind each of said[n, H], in the base's tokens."""
+    def say(self, said: Tensor, width: int, draw: Draw | Drawn | None) -> Said:
+        """`width` tokens behind each of said[n, H], the base's; see `pick`."""
         found = pick(self._logits(said), width, draw)
         if self.vocabulary is None:
             return found
@@ -264,10 +264,6 @@ class Unrolled(Drafter):
     def _logits(self, said: Tensor) -> Tensor:
         logits = said @ self.output_weight.to(said.dtype).T
         return logits if self.logit_scale == 1.0 else logits * self.logit_scale
-
-    def best(self, said: Tensor) -> Tensor:
-        """The most probable token [n] behind each of said[n, H]."""
-        return self._to_target(self._logits(said).argmax(-1))
 
     def _to_target(self, tokens: Tensor) -> Tensor:
         return tokens if self.vocabulary is None else self.vocabulary.to_target[tokens]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specdec.decoding import Generation, generate, steps
-from specdec.drafters import DraftState, Sampling, StaticTree, Tree
+from specdec.decoding import GREEDY, Generation, generate, steps
+from specdec.drafters import DraftState, Draw, Sampling, StaticTree, Tree
 from specdec.drafters.prompt_lookup import PromptLookup
 from specdec.errors import ConfigError
 from specdec.targets import Target
@@ -21,6 +21,21 @@ PROMPTS = [[1, 4, 30, 41, 52, 63, 2, 5], [1, 4, 100, 2, 5], [1, 4, 7, 7, 7, 7, 7
 STATIC = StaticTree.of([(0,), (1,), (0, 0), (0, 1)])
 FORMS: dict[str, Any] = {"chain": None, "dynamic tree": Tree(2, 2, 5), "static tree": STATIC}
 LIMIT = 30
+SAMPLED = Sampling(0.8, top_k=20, top_p=0.9)
+# Each drafter, each form, greedy and with draws; a dynamic tree draws nothing.
+COMPILED = [
+    ("medusa", "chain", GREEDY),
+    ("medusa", "dynamic tree", GREEDY),
+    ("medusa", "static tree", SAMPLED),
+    ("eagle", "chain", SAMPLED),
+    ("eagle", "dynamic tree", GREEDY),
+    ("eagle of two layers", "static tree", GREEDY),
+    ("eagle3", "chain", GREEDY),
+    ("eagle3", "dynamic tree", SAMPLED),
+    ("eagle3, draft vocabulary", "static tree", SAMPLED),
+    ("eagle3, draft vocabulary", "chain", SAMPLED),
+    ("eagle3, norms", "chain", GREEDY),
+]
 
 
 @pytest.fixture
@@ -47,16 +62,23 @@ def fresh(target: Target) -> Target:
     return Target(target.model, target.tokenizer, target.identity, target.name)
 
 
-def check_compiled(target: Target, choice: str, prompts: list[list[int]], length: int) -> list[Generation]:
+def check_compiled(
+    target: Target,
+    choice: str,
+    prompts: list[list[int]],
+    length: int,
+    form: str = "chain",
+    sampling: Sampling = GREEDY,
+) -> list[Generation]:
     """Compiled, in one fixed cache, each prompt gives what it gives uncompiled in a growing one."""
-    drafter = moved(target, choice)
+    drafter, tree = moved(target, choice), FORMS[form]
     drafter.target = mine = fresh(target)
-    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in prompts]
+    wanted = [generate(mine, drafter, prompt, LIMIT, sampling, seed=5, tree=tree) for prompt in prompts]
     mine.compile()
     drafter.compile_drafting()
-    cache = mine.fixed_cache(length, drafter.draft_tokens + 1)
+    cache = mine.fixed_cache(length, (tree.nodes if tree else drafter.draft_tokens) + 1)
     for prompt, plain in zip(prompts, wanted, strict=True):
-        assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
+        assert generate(mine, drafter, prompt, LIMIT, sampling, seed=5, tree=tree, cache=cache) == plain
         cache.reset()
     return wanted
 
@@ -73,46 +95,58 @@ def test_a_fixed_cache_changes_no_token(target: Target, choice: str, form: str, 
         cache.reset()
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_compiled_it_drafts_and_says_the_same_in_one_form(target: Target, compiler: list[Any], choice: str) -> None:
-    check_compiled(target, choice, PROMPTS, 60)
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
+def test_compiled_it_drafts_and_says_the_same_in_one_form(
+    target: Target, compiler: list[Any], choice: str, form: str, sampling: Sampling
+) -> None:
+    check_compiled(target, choice, PROMPTS, 60, form, sampling)
     assert len(compiler) == 2, "one form of the base's pass and one of the drafter's, for all prompts and steps"
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
 def test_compiled_it_drafts_the_same_behind_whatever_was_accepted(
-    target: Target, compiler: list[Any], choice: str
+    target: Target, compiler: list[Any], choice: str, form: str, sampling: Sampling
 ) -> None:
     """A prompt, then one to all of the drafts accepted, in turn."""
-    drafter = moved(target, choice)
+    drafter, tree = moved(target, choice), FORMS[form]
     ids = torch.randint(6, target.vocab_size, (60,), generator=torch.Generator().manual_seed(0)).tolist()
-    step = drafter.draft_tokens + 1
+    nodes, depth = (tree.nodes, tree.depth) if tree else (drafter.draft_tokens, drafter.draft_tokens)
     drafter.compile_drafting()
-    ours, theirs = DraftState(fixed=target.fixed_cache(80 - step, step)), DraftState()
+    ours, theirs = DraftState(fixed=target.fixed_cache(70, nodes + 1)), DraftState()
+    draws: list[Draw | None] = [None, None]
+    if not sampling.greedy and not isinstance(tree, Tree):
+        draws = [Draw(sampling, torch.Generator().manual_seed(3)) for _ in range(2)]
     read = 0
     with torch.inference_mode():
-        for more in (20, 1, step, 2, step, 1, 3):
-            for state in (ours, theirs):
+        for more in (20, 1, depth + 1, 2, depth + 1, 1, 3):
+            made = []
+            for state, draw in zip((ours, theirs), draws, strict=True):
                 observed(target, drafter, ids[: read + more + 1], state, read)
+                made.append(drafter.propose(state, depth, tree, draw))
             read += more
-            drafts = [drafter.propose(state, drafter.draft_tokens).token_ids.tolist() for state in (ours, theirs)]
-            assert drafts[0] == drafts[1]
-            assert len(drafts[0]) == drafter.draft_tokens
+            assert made[0].token_ids.tolist() == made[1].token_ids.tolist()
+            assert len(made[0].token_ids) == nodes
+            for mine, plain in ((made[0].parents, made[1].parents), (made[0].laws, made[1].laws)):
+                assert (mine is None) == (plain is None)
+                if mine is not None:
+                    torch.testing.assert_close(mine, plain)
     assert len(compiler) == 1
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_compiled_it_ends_where_the_context_does(target: Target, compiler: list[Any], choice: str) -> None:
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
+def test_compiled_it_ends_where_the_context_does(
+    target: Target, compiler: list[Any], choice: str, form: str, sampling: Sampling
+) -> None:
     prompt = [6 + i % 200 for i in range(target.max_positions - 12)]
-    (made,) = check_compiled(target, choice, [prompt], target.max_positions)
+    (made,) = check_compiled(target, choice, [prompt], target.max_positions, form, sampling)
     assert len(made.token_ids) <= 12
 
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
-@pytest.mark.parametrize("choice", CHOICES)
-def test_the_real_compiler_says_the_same(target: Target, choice: str) -> None:
-    check_compiled(target, choice, PROMPTS, 60)
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
+def test_the_real_compiler_says_the_same(target: Target, choice: str, form: str, sampling: Sampling) -> None:
+    check_compiled(target, choice, PROMPTS, 60, form, sampling)
 
 
 def test_a_cache_that_is_too_short_is_refused(target: Target) -> None:

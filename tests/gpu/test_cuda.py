@@ -13,12 +13,13 @@ from torch import Tensor
 from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow, Sequence, pack
 from specdec.decoding import generate, steps
-from specdec.drafters import Drafter, Sampling, StaticTree, Tree, new_drafter
+from specdec.drafters import Drafter, Sampling, new_drafter
 from specdec.drafters.attention import attend_to
 from specdec.evaluation.certificate import certify
 from specdec.targets import Target
 from specdec.training import train
 from specdec.training.features import collate, compute_features
+from tests.decoding.test_fixed import COMPILED, FORMS
 from tests.drafters.test_attention import Case, case, naive
 from tests.drafters.test_trees import CHOICES, moved
 from tests.evaluation.certified import prompts
@@ -26,11 +27,6 @@ from tests.settings import training
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
-FORMS: dict[str, Any] = {
-    "chain": None,
-    "dynamic tree": Tree(2, 2, 5),
-    "static tree": StaticTree.of([(0,), (1,), (0, 0), (0, 1)]),
-}
 LIMIT = 40
 
 
@@ -110,21 +106,21 @@ def test_a_fixed_cache_changes_no_token(cuda: Target, choice: str, form: str, sa
         cache.reset()
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_captured_as_graphs_it_says_the_same(cuda: Target, choice: str) -> None:
-    drafter = moved(cuda, choice).to("cuda")
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
+def test_captured_as_graphs_it_says_the_same(cuda: Target, choice: str, form: str, sampling: Sampling) -> None:
+    drafter, tree = moved(cuda, choice).to("cuda"), FORMS[form]
     drafter.target = mine = Target(cuda.model, cuda.tokenizer, cuda.identity, cuda.name)
-    wanted = [generate(mine, drafter, prompt, LIMIT) for prompt in prompts(cuda)]
+    wanted = [generate(mine, drafter, prompt, LIMIT, sampling, seed=5, tree=tree) for prompt in prompts(cuda)]
     mine.compile()
     drafter.compile_drafting()
-    cache = mine.fixed_cache(100, drafter.draft_tokens + 1)
+    cache = mine.fixed_cache(100, (tree.nodes if tree else drafter.draft_tokens) + 1)
     for _ in range(3):  # a form is run, then recorded, then replayed
         for prompt, plain in zip(prompts(cuda), wanted, strict=True):
-            assert generate(mine, drafter, prompt, LIMIT, cache=cache) == plain
+            assert generate(mine, drafter, prompt, LIMIT, sampling, seed=5, tree=tree, cache=cache) == plain
             cache.reset()
 
 
-@pytest.mark.parametrize(("choice", "form"), [*itertools.product(("medusa", "eagle3"), ("chain", "dynamic tree"))])
+@pytest.mark.parametrize(("choice", "form"), [*itertools.product(("medusa", "eagle3"), FORMS)])
 def test_a_step_waits_for_the_gpu_once(cuda: Target, choice: str, form: str) -> None:
     drafter = moved(cuda, choice).to("cuda")
     with warnings.catch_warnings(record=True) as waits:
