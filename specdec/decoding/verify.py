@@ -110,13 +110,10 @@ def rejection(proposal: Proposal, probabilities: Tensor, uniforms: Tensor) -> tu
     parents = proposal.parents
     if parents is None:
         parents = torch.arange(ROOT, count - 1, device=uniforms.device)
-    sibling = (parents[:, None] == parents).tril(-1).sum(1)  # how many children of the same node stand in front
-    turns = 1 if proposal.parents is None else int(sibling.max()) + 1
     kept = torch.zeros(count, dtype=torch.bool, device=uniforms.device)
     taken = torch.zeros(count + 1, dtype=torch.bool, device=uniforms.device)  # the node has a kept child
     left = probabilities
-    for turn in range(turns):
-        nodes = torch.arange(count, device=uniforms.device) if turns == 1 else (sibling == turn).nonzero().squeeze(-1)
+    for nodes in _turns(proposal, parents):
         above, law = parents[nodes] + 1, proposal.laws[nodes]
         token = proposal.token_ids[nodes, None]
         wanted, drawn = left[above].gather(-1, token)[:, 0], law.gather(-1, token)[:, 0]
@@ -128,6 +125,16 @@ def rejection(proposal: Proposal, probabilities: Tensor, uniforms: Tensor) -> tu
         kept[nodes], taken[above] = keep, taken[above] | keep
         left = left.index_copy(0, above, rest)
     return kept, left
+
+
+def _turns(proposal: Proposal, parents: Tensor) -> tuple[Tensor, ...]:
+    """Places of the drafts that are some node's first child, its second, ...: in one turn no parent comes twice."""
+    if proposal.turns is not None:
+        return proposal.turns
+    if proposal.parents is None:
+        return (torch.arange(len(parents), device=parents.device),)
+    before = (parents[:, None] == parents).tril(-1).sum(1)  # siblings that stand in front
+    return tuple((before == turn).nonzero().squeeze(-1) for turn in range(int(before.max()) + 1))
 
 
 def likely_enough(proposal: Proposal, probabilities: Tensor, rule: Typical) -> Tensor:

@@ -79,7 +79,8 @@ def propose_fixed(
     tokens, parents, laws = copied(found)
     if tree is None:
         return Proposal(tokens[:budget], None, None if laws is None else laws[:budget])
-    return Proposal(tokens, parents, laws)
+    turns = placed.turns_at(depth) if isinstance(placed, PlacedTree) else None
+    return Proposal(tokens, parents, laws, turns)
 
 
 def _cache(drafter: "Unrolled", state: DraftState, form: Tree | StaticTree) -> FixedDraftCache:

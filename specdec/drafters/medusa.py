@@ -166,7 +166,10 @@ class Medusa(Drafter):
             tokens, parents, laws = self._propose_compiled(newest, budget, tree, draw)
         else:
             tokens, parents, laws = self._draft(newest, min(budget, tree.depth) if tree else budget, tree, draw)
-        return Proposal(tokens, parents, laws)
+        turns = None
+        if isinstance(tree, StaticTree):
+            turns = tree.on(newest.device).turns_at(min(budget, self.num_heads))
+        return Proposal(tokens, parents, laws, turns)
 
     def _propose_compiled(
         self, newest: Tensor, budget: int, tree: Tree | StaticTree | None, draw: Draw | None

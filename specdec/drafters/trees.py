@@ -9,6 +9,7 @@ A static tree always has the same form (Medusa, Cai et al. 2024, arXiv:2401.1077
 sampled proposals need.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -41,12 +42,14 @@ class Proposal:
 
     parents[N]: the place of each one's parent, or ROOT; None: a chain. Children of one node differ.
     laws[N, V]: what each token was drawn from, given its path and that those in front of it were not taken; None:
-    the tokens are the drafter's own choice and no draws.
+    the tokens are the drafter's own choice and no draws. turns[k]: places of the tokens that are some node's k-th
+    child, for draws; None: not known beforehand.
     """
 
     token_ids: Tensor
     parents: Tensor | None = None
     laws: Tensor | None = None
+    turns: tuple[Tensor, ...] | None = None
 
     def ancestors(self) -> Tensor:
         """bool[N, N]: row i marks node i and every node above it."""
@@ -198,6 +201,7 @@ class PlacedTree:
 
     levels: list[_Level]
     width: int
+    turns: list[tuple[Tensor, ...]]  # of a Proposal, by the depth that is grown less 1
 
     def asked(self, depth: int) -> list[int]:
         """Of how many nodes a drafter is asked what follows, call by call."""
@@ -219,7 +223,12 @@ class PlacedTree:
                 laws.append(said.laws[place, level.ranks])
             if number + 1 < min(depth, len(self.levels)):
                 said = extend(tokens[-1][level.asked], level.parents[level.asked])
-        return Proposal(torch.cat(tokens), torch.cat(parents), torch.cat(laws) if laws else None)
+        return Proposal(
+            torch.cat(tokens), torch.cat(parents), torch.cat(laws) if laws else None, self.turns_at(depth)
+        )
+
+    def turns_at(self, depth: int) -> tuple[Tensor, ...]:
+        return self.turns[min(depth, len(self.turns)) - 1]
 
 
 @cache
@@ -232,6 +241,9 @@ def chain(length: int) -> StaticTree:
 @torch.inference_mode(False)
 def _placed(paths: tuple[tuple[int, ...], ...], width: int, device: torch.device) -> PlacedTree:
     levels: list[_Level] = []
+    turns: list[tuple[Tensor, ...]] = []
+    children: dict[int, list[int]] = {}  # places of all first children, all second ones, ...
+    born: Counter[tuple[int, ...]] = Counter()  # children that a node has so far
     asked: dict[tuple[int, ...], int] = {}  # nodes of the level above that have children
     starts: dict[tuple[int, ...], int] = {}  # place of each node in the whole tree
     with_children = {path[:-1] for path in paths}
@@ -248,7 +260,11 @@ def _placed(paths: tuple[tuple[int, ...], ...], width: int, device: torch.device
             )
         )
         asked = {here[place]: i for i, place in enumerate(places)}
-    return PlacedTree(levels, width)
+        for path in here:
+            children.setdefault(born[path[:-1]], []).append(starts[path])
+            born[path[:-1]] += 1
+        turns.append(tuple(torch.tensor(children[turn], device=device) for turn in sorted(children)))
+    return PlacedTree(levels, width, turns)
 
 
 def _best(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> Proposal:

@@ -201,6 +201,7 @@ class _Waits(TorchDispatchMode):
         ("dynamic tree", Sampling()),
         ("dynamic tree", Sampling(0.8)),
         ("static tree", Sampling()),
+        ("static tree", Sampling(0.8)),
     ],
     ids=str,
 )

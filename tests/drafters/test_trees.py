@@ -225,6 +225,12 @@ def test_a_static_tree_is_the_ranks_of_its_paths(paths: set[tuple[int, ...]], se
 
     wanted = [tokens(path) for path in tree.paths if len(path) <= room]
     assert paths_of(made) == wanted
+    assert made.parents is not None
+    assert made.turns is not None
+    parents = made.parents.tolist()
+    older = [parents[:place].count(parent) for place, parent in enumerate(parents)]
+    turns = [[place for place, siblings in enumerate(older) if siblings == turn] for turn in range(max(older) + 1)]
+    assert [places.tolist() for places in made.turns] == turns
 
 
 @pytest.mark.parametrize("wrong", [[], [()], [(0,), (1, 0)], [(0,), (0, -1)]])

@@ -11,7 +11,8 @@ import torch
 
 from specdec.decoding import verify
 from specdec.decoding.verify import Verifier
-from specdec.drafters import Proposal, Sampling, StaticTree, draft_model, medusa, sampling, unrolled
+from specdec.drafters import Proposal, Sampling, draft_model, medusa, sampling, unrolled
+from specdec.drafters.trees import PlacedTree
 from specdec.evaluation import certify, law
 from specdec.evaluation.cache_check import check_cache
 from specdec.evaluation.check import SHAPES, Check, Subject
@@ -87,7 +88,7 @@ MUTANTS = [
     ),
 ]  # fmt: skip
 SLOWER = [
-    Mutant(StaticTree, "grow", "torch.tensor(level.above, device=device)", "place", ()),
+    Mutant(PlacedTree, "grow", "level.above", "level.parents", ()),
     Mutant(generation, "_run", "[0, *(place + 1 for place in verdict.places)]", "[*range(accepted + 1)]", ()),
     Mutant(generation, "_run", "token_ids, read.hidden", "token_ids.flip(0), read.hidden", ()),
 ]

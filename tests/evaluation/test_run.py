@@ -9,7 +9,7 @@ import pytest
 
 from specdec.drafters import Drafter, Tree, new_drafter
 from specdec.errors import ConfigError, DataError, ModelError
-from specdec.evaluation import Bootstrap, Plan, evaluate
+from specdec.evaluation import Bootstrap, Plan, evaluate, neighbours
 from specdec.targets import Target
 from tests.evaluation.test_measure import ROWS, row
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
@@ -17,6 +17,12 @@ from tests.tiny import write_base
 
 SMALL = Bootstrap(100, 0.9, 0)
 PLAN = Plan(10, 1, SMALL, (1.0,), (1, 3, 5), (Tree(2, 2, 4),), (4,), 2)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does."""
+    monkeypatch.setattr(neighbours, "told", lambda *_: None)
 
 
 @pytest.fixture(params=[medusa_settings, eagle_settings, eagle3_settings], ids=["medusa", "eagle", "eagle3"])
@@ -62,6 +68,13 @@ def test_every_way(target: Target, drafter: Drafter) -> None:
     main = found.main_figures(0.9)
     assert main["lossless"] is True
     assert main["acceptance_length"] == found.figures[found.main]["acceptance_length"]
+
+
+def test_other_work_on_the_machine_is_noted(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "told", lambda *_: "busy")
+    monkeypatch.setattr(neighbours, "SHORTEST", 0.0)
+    drafter = new_drafter(target, medusa_settings())
+    assert "busy" in evaluate(target, drafter, ROWS[:1], Plan(4, 1, SMALL), print).notes
 
 
 def test_the_forecast_of_acceptance_is_what_is_measured_on_the_same_prompts(target: Target) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from specdec.config import TrainingSettings
 from specdec.data.packing import PackedRow, Sequence, pack
-from specdec.decoding import generate, steps
+from specdec.decoding import GREEDY, generate, steps
 from specdec.drafters import Drafter, Sampling, new_drafter
 from specdec.drafters.attention import attend_to
 from specdec.evaluation.certificate import certify
 from specdec.targets import Target
 from specdec.training import train
 from specdec.training.features import collate, compute_features
-from tests.decoding.test_fixed import COMPILED, FORMS
+from tests.decoding.test_fixed import COMPILED, FORMS, SAMPLED
 from tests.drafters.test_attention import Case, case, naive
 from tests.drafters.test_trees import CHOICES, moved
 from tests.evaluation.certified import prompts
@@ -120,14 +120,15 @@ def test_captured_as_graphs_it_says_the_same(cuda: Target, choice: str, form: st
             cache.reset()
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("choice", "form"), [*itertools.product(("medusa", "eagle3"), FORMS)])
-def test_a_step_waits_for_the_gpu_once(cuda: Target, choice: str, form: str) -> None:
+def test_a_step_waits_for_the_gpu_once(cuda: Target, choice: str, form: str, sampling: Sampling) -> None:
     drafter = moved(cuda, choice).to("cuda")
     with warnings.catch_warnings(record=True) as waits:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            made = list(steps(cuda, drafter, prompts(cuda)[0], LIMIT, tree=FORMS[form]))
+            made = list(steps(cuda, drafter, prompts(cuda)[0], LIMIT, sampling, seed=5, tree=FORMS[form]))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     found = [f"{one.filename}:{one.lineno}" for one in waits if "synchronizing" in str(one.message)]
