@@ -34,6 +34,8 @@ def certify_files(request: Request, say: Callable[[str], None]) -> Certificate:
     """Writes the JSON where one is asked for. Raises what loading and certifying raise."""
     if request.dtype not in DTYPES:
         raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
+    if request.output and request.output.exists():
+        raise ConfigError(f"--output {request.output} is there already: remove it, or name another file")
     rows = read_prompt_file(request.prompts)[: request.max_prompts]
     target, drafter = _load(request, "float32")
     made = certify(

@@ -1,5 +1,6 @@
 """`specdec evaluate`: what a drafter is worth on a file of prompts, without the pipeline."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
         raise ConfigError(f"--output {request.output} is there already: remove it, or name another folder")
     if request.dtype not in DTYPES:
         raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
+    if request.output:
+        _check_writable(request.output)
     rows = read_prompt_file(request.prompts)[: request.max_prompts]
     calibration = read_prompt_file(request.calibration) if request.calibration else None
     target = Target.from_pretrained(request.model, dtype=request.dtype)
@@ -79,6 +82,16 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
         with replacing_dir(request.output) as folder:
             write_evaluation(report, evaluation, folder)
     return evaluation
+
+
+def _check_writable(output: Path) -> None:
+    """Before anything is measured. Raises ConfigError."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be made there ({error.strerror}): name another folder") from None
 
 
 def table(evaluation: Evaluation) -> list[tuple[str, ...]]:

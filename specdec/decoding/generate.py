@@ -117,12 +117,15 @@ def steps(
     draw = Draw(sampling, generator) if sample_drafts and not sampling.greedy else None
     verifier = Verifier(sampling, generator, typical)
     limit = min(max_new_tokens, room)
-    if cache is not None and cache.get_seq_length():
-        raise ConfigError(f"the cache holds {cache.get_seq_length()} positions already: reset it, or take a new one")
+    if cache is not None:
+        _check_empty(cache)
     if isinstance(cache, FixedCache):
         _check_room(cache, len(prompt_ids) + limit, _widest(drafter, tree))
     stop = stop or Stop(target.stop_ids)
-    cache = target.new_cache() if cache is None else cache  # an empty one is falsy
+    if cache is None:  # an empty one is falsy
+        cache = target.new_cache()
+    else:
+        target.lay_out()
     return _run(target, drafter, prompt_ids, limit, verifier, tree, draw, stop, cache)
 
 
@@ -131,6 +134,11 @@ def _widest(drafter: Proposer | None, tree: Shape | None) -> int:
     if drafter is None:
         return 0
     return tree.nodes if tree else drafter.draft_tokens
+
+
+def _check_empty(cache: Cache) -> None:
+    if cache.get_seq_length():
+        raise ConfigError(f"the cache holds {cache.get_seq_length()} positions already: reset it, or take a new one")
 
 
 def _check_room(cache: FixedCache, tokens: int, drafts: int) -> None:
@@ -158,6 +166,7 @@ def _run(
     stop: Stop,
     cache: Cache,
 ) -> Iterator[Step]:
+    _check_empty(cache)  # again: a generator made from the same one may have begun since
     layers = drafter.aux_layers if drafter else ()
     state = DraftState(start=prompt_ids[0], fixed=cache if isinstance(cache, FixedCache) else None)
     prompt = torch.tensor([prompt_ids], device=target.device)

@@ -230,12 +230,13 @@ class Drafter(nn.Module, ABC):
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """(config, tensors, provenance) of a drafter's folder. Raises ModelError when a part is missing or torn."""
+    missing = [part for part in ("config.json", "model.safetensors", PROVENANCE) if not (folder / part).is_file()]
+    if missing:
+        raise ModelError(f"{folder} is no drafter: {', '.join(missing)} is missing; fetch it again, or train one")
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         provenance = json.loads((folder / PROVENANCE).read_text())
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no drafter: {Path(error.filename).name} is missing") from None
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder} is damaged ({error}): train or download the drafter again") from None
     if not isinstance(config, dict) or not isinstance(provenance, dict):

@@ -11,8 +11,8 @@ from specdec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k keeps the k most probable tokens (0: all of them), top_p the smallest set of
-    that mass among what is left; in this order, as transformers and vLLM have it. Raises ConfigError."""
+    """temperature 0 is greedy. top_k keeps the k most probable tokens and what ties with the last (0: all), top_p the
+    smallest set of that mass among what is left; in this order, as in transformers and vLLM. Raises ConfigError."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -36,8 +36,9 @@ class Sampling:
         if self.greedy:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1)
         if 0 < self.top_k < logits.shape[-1]:
-            best = logits.topk(self.top_k)
-            logits = torch.full_like(logits, float("-inf")).scatter(-1, best.indices, best.values)
+            least = logits.topk(self.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))  # what ties with it stays, as in transformers
+        logits = logits - logits.amax(-1, keepdim=True)  # no temperature is too low
         probabilities = torch.softmax(logits / self.temperature, -1)
         return nucleus(probabilities, self.top_p) if self.top_p < 1 else probabilities
 

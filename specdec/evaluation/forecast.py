@@ -21,7 +21,7 @@ from specdec.evaluation.prediction import (
     static_tree,
 )
 from specdec.evaluation.ranks import Rates, search_tree
-from specdec.evaluation.step_times import OBSERVED, measure_step_times
+from specdec.evaluation.step_times import measure_step_times, positions_behind
 from specdec.targets import Target
 
 BATCH_SIZES = (1, 4, 16)
@@ -48,18 +48,19 @@ def forecast(
     longest = min(len(rates), drafter.num_heads) if isinstance(drafter, Medusa) else len(rates)
     answers = measured[ways[0].name]
     context = int(median(p.prompt_tokens + len(p.token_ids) // 2 for p in answers))
-    room = target.max_positions - max(TOKENS[-1], OBSERVED * longest)
+    tokens = (*TOKENS, 1 + longest)
+    room = target.max_positions - max(*tokens, positions_behind(longest))
     if room < 1:
         return None
     context = max(1, min(context, room))
     say(f"timing steps behind {context} tokens")
-    times = measure_step_times(target, drafter, context, longest, TOKENS, BATCH_SIZES)
+    times = measure_step_times(target, drafter, context, longest, tokens, BATCH_SIZES)
     plain, main = ways[:2]
     times = StepTimes(times.base, times.draft, times.context, _overhead(times, main, plain, measured))
     table = rates.tolist()
     chains = [chain(length) for length in range(1, longest + 1)]
     every = [*chains, *(static_tree(f"static tree of {n}", search_tree(rates, n).paths) for n in NODES)]
-    decoded = [s for way in ways if (s := _setting(way, longest, statics)) and s[1].tokens < TOKENS[-1]]
+    decoded = [s for way in ways if (s := _setting(way, longest, statics)) and s[1].tokens < max(tokens)]
     return {
         "times": times.as_dict(),
         "predicted": [predict(times, table, setting, size).as_dict() for size in BATCH_SIZES for setting in every],

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from specdec.data.prompts import prompt_ids
+from specdec.data.prompts import prompt_ids, template_refusal
 from specdec.decoding import GREEDY, Step, generate, steps
 from specdec.drafters import DraftState, Draw, Proposal, Proposer, Sampling, Shape
 from specdec.errors import DataError
@@ -55,7 +55,7 @@ class PromptMeasurement:
     draft_seconds.
 
     first_difference: index of the first token that differs from plain decoding; None when all are equal, or sampled.
-    draft_accepted: for each emitted token, whether it came from the drafter.
+    draft_accepted: for each emitted token, whether it came from the drafter. turn_tokens: how many a turn has.
     """
 
     id: str
@@ -66,6 +66,7 @@ class PromptMeasurement:
     steps: int
     drafted: int
     accepted_at: list[int]
+    turn_tokens: list[int]
     first_difference: int | None = None
     seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
@@ -90,12 +91,13 @@ def encode(
 ) -> tuple[list[EvaluationPrompt], int]:
     """(prompts, how many do not fit the base's context) of rows `{"id", "category", "messages"}`.
 
-    `further_turns` of a row: what the user says next; the base's answers stand between them. Raises DataError when no
-    prompt is left.
+    `further_turns` of a row: what the user says next, up to a turn that the chat template refuses; the base's answers
+    stand between them. Raises DataError when no prompt is left.
     """
     found: list[EvaluationPrompt] = []
     if any(row.get("further_turns") for row in rows):
         say("the base answers the turns of each conversation")
+    refused = 0
     for row in rows:
         messages = list(row["messages"])
         contexts = [prompt_ids(target.tokenizer, messages)]
@@ -105,9 +107,14 @@ def encode(
             answer = generate(target, None, contexts[-1], max_new_tokens).token_ids
             text = target.tokenizer.decode(answer, skip_special_tokens=True)
             messages += [{"role": "assistant", "content": text}, {"role": "user", "content": turn}]
+            if template_refusal(target.tokenizer, messages) is not None:
+                refused += 1
+                break
             contexts.append(prompt_ids(target.tokenizer, messages))
         if all(len(context) < target.max_positions for context in contexts):
             found.append(EvaluationPrompt(row["id"], row["category"], contexts))
+    if refused:
+        say(f"{refused} conversations end in front of a turn that the base's chat template refuses")
     if not found:
         raise DataError(f"there is no prompt to evaluate: {len(rows)} were given, none fits {target.name}")
     return found, len(rows) - len(found)
@@ -222,6 +229,7 @@ def _new_entry(prompt: EvaluationPrompt, timed: _Timed, longest: int) -> PromptM
         steps=len(taken),
         drafted=sum(step.drafted for step in taken),
         accepted_at=[sum(step.accepted > i for step in taken) for i in range(longest)],
+        turn_tokens=[sum(len(step.token_ids) for step in turn) for turn in timed.turns],
     )
 
 

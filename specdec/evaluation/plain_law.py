@@ -14,16 +14,17 @@ EDGE = 1e-3  # of logits, and of probability
 def plain_law(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """logits[n, V] -> (probabilities[n, V] in float64 in descending order, the tokens[n, V] that they belong to).
 
-    The best top_k tokens; of these, at the temperature, the fewest that hold top_p: a token stays while the mass in
-    front of it is less. Greedy: the first of the best.
+    The best top_k tokens and what ties with the last of them; of these, at the temperature, the fewest that hold
+    top_p: a token stays while the mass in front of it is less. Greedy: the first of the best.
     """
     ordered, tokens = logits.double().sort(dim=-1, descending=True, stable=True)
     place = torch.arange(logits.shape[-1], device=logits.device)
     if sampling.greedy:
         return (place == 0).double().expand_as(ordered), tokens
     if sampling.top_k:
-        ordered = ordered.masked_fill(place >= sampling.top_k, float("-inf"))
-    law = (ordered / sampling.temperature).softmax(-1)
+        last = ordered[..., min(sampling.top_k, ordered.shape[-1]) - 1, None]
+        ordered = ordered.masked_fill(ordered < last, float("-inf"))
+    law = ((ordered - ordered[..., :1]) / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         in_front = torch.cat([torch.zeros_like(law[:, :1]), law.cumsum(-1)[:, :-1]], -1)
         law = law.masked_fill(in_front >= sampling.top_p, 0)

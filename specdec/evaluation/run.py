@@ -100,6 +100,11 @@ def evaluate(
     """
     prompts, skipped = encode(target, rows, plan.max_new_tokens, say)
     notes: list[str] = []
+    if skipped:
+        notes.append(
+            f"{skipped} of {len(rows)} prompts were left out: they are longer than the {target.max_positions} tokens "
+            f"that {target.name} takes"
+        )
     statics, rates = _static_trees(target, drafter, prompts, calibration, plan, notes, say)
     first = first_ways(drafter)
     own = first[1]
@@ -121,6 +126,8 @@ def evaluate(
             said = forecast(target, drafter, rates, [*first, *further], statics, measured, figures, say)
         others = {way.name: others[way.name] for way in further}
         on_files = evaluate_files(target, drafter, files or {}, plan, notes, say)
+    if not figures[own.name]["steps"]:
+        notes.append("nothing was drafted: every answer ended with the token that reading its prompt gives")
     return Evaluation(own.name, measured, others, figures, statics, rates, skipped, said, notes, on_files)
 
 

@@ -95,10 +95,10 @@ def _check(name: str, tested: list[dict[str, Any]], tokens: int, outside: int) -
         told = f"not shown: no position of a step has {FEWEST} of the {tokens} tokens (sample more tokens)"
         return Check(name, False, told, figures)
     worst = min(tested, key=lambda one: one["p_value"])
-    last = max((one["position"] for one in tested if one["position"] != "all"), default="all")
+    last = max((one["position"] for one in tested if one["position"] != "all"), default=None)
     corrected = min(1.0, worst["p_value"] * len(tested))
     told = (
-        f"{tokens} tokens, {len(tested)} chi-squares at positions up to {last}: "
+        f"{tokens} tokens, {len(tested)} chi-squares, of {_places(last)}: "
         f"least p-value {worst['p_value']:.2g}, corrected {corrected:.2g}"
     )
     passed = corrected >= LEAST and not outside
@@ -108,6 +108,15 @@ def _check(name: str, tested: list[dict[str, Any]], tokens: int, outside: int) -
         where = ", ".join(str(worst[key]) for key in ("with", "order", "sampling"))
         told += f"; below {LEAST} (position {worst['position']}, {where})"
     return Check(name, passed, told, {**figures, "corrected_p_value": corrected})
+
+
+def _places(last: int | None) -> str:
+    """The positions in a step that were tested each; all together always are."""
+    if last is None:
+        return "all positions of a step together"
+    if last == 0:
+        return "a step's first token and of all together (those behind it are few: sample more)"
+    return f"positions 0 to {last} of a step and of all together"
 
 
 def answers_of(

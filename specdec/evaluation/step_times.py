@@ -49,6 +49,11 @@ def measure_step_times(
     return StepTimes(base, _draft_times(target, drafter, context, longest, repeats), context)
 
 
+def positions_behind(longest: int) -> int:
+    """What timing chains of up to `longest` tokens needs behind the context: all that is observed, and a chain."""
+    return (OBSERVED + 1) * longest
+
+
 def _check(
     target: Target, context: int, longest: int, tokens: list[int], batch_sizes: list[int], repeats: int
 ) -> None:
@@ -57,7 +62,7 @@ def _check(
             f"step times: context {context}, chains of {longest}, tokens {tokens}, batch sizes {batch_sizes} and "
             f"repeats {repeats} must all be 1 or more"
         )
-    behind = max(tokens[-1], OBSERVED * longest)
+    behind = max(tokens[-1], positions_behind(longest))
     if context + behind > target.max_positions:
         raise DataError(
             f"step times: {behind} tokens behind a context of {context} do not fit {target.name}, which takes "

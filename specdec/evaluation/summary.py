@@ -67,13 +67,16 @@ def acceptance_pair(prompts: list[PromptMeasurement]) -> tuple[list[float], list
 
 def speed_pair(prompts: list[PromptMeasurement], plain: list[PromptMeasurement]) -> tuple[list[float], list[float]]:
     """(seconds without the drafter, seconds with it) of each prompt, for the tokens that the drafter's answer has:
-    sampled answers differ in length, so plain steps count at the time that one takes over all prompts."""
+    sampled answers differ in length, so plain steps count at the time that one took on the prompt (over all prompts,
+    where it made none)."""
     steps = sum(p.steps * len(p.seconds) for p in plain)
-    step = sum(p.stepping for p in plain) / max(1, steps)
-    without = [
-        sum(p.seconds) + step * (len(ours.token_ids) - len(p.token_ids)) * len(p.seconds)
-        for ours, p in zip(prompts, plain, strict=True)
-    ]
+    mean = sum(p.stepping for p in plain) / max(1, steps)
+
+    def seconds(ours: PromptMeasurement, p: PromptMeasurement) -> float:
+        step = p.stepping / (p.steps * len(p.seconds)) if p.steps else mean
+        return sum(p.seconds) + step * (len(ours.token_ids) - len(p.token_ids)) * len(p.seconds)
+
+    without = [seconds(ours, p) for ours, p in zip(prompts, plain, strict=True)]
     return without, [sum(p.seconds) for p in prompts]
 
 

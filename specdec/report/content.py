@@ -74,7 +74,8 @@ def _median(group: list[PromptMeasurement]) -> PromptMeasurement:
 def _example(prompt: PromptMeasurement, questions: dict[str, str], tokenizer: Any) -> Example:
     # Runs of equal origin are decoded together, so that characters of several tokens stay whole.
     runs: list[tuple[list[int], bool]] = []
-    for token, drafted in zip(prompt.token_ids, prompt.draft_accepted, strict=True):
+    first = slice(prompt.turn_tokens[0])  # the question's own answer; further turns have other questions
+    for token, drafted in zip(prompt.token_ids[first], prompt.draft_accepted[first], strict=True):
         if runs and runs[-1][1] == drafted:
             runs[-1][0].append(token)
         else:

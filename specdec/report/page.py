@@ -95,13 +95,12 @@ def write_engine(name: str, figures: dict[str, Any], confidence: float, folder: 
 
 
 def interval(figure: dict[str, float | None]) -> str:
-    """`1.83 [1.76, 1.90]`; without ends where one prompt allows none."""
-    value = f"{figure['value']:.2f}"
-    return f"{value} (one prompt)" if figure["low"] is None else f"{value} {ends(figure)}"
+    """`1.83 [1.76, 1.90]`; without ends where there are none."""
+    return f"{figure['value']:.2f} {ends(figure)}"
 
 
 def ends(figure: dict[str, float | None]) -> str:
-    """`[1.76, 1.90]`, or why there are none."""
+    """`[1.76, 1.90]`, or that there are none: with one prompt, or where one alone made a step."""
     if figure["low"] is None:
         return "(one prompt: no interval)"
     return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
@@ -120,11 +119,37 @@ def setting(predicted: dict[str, Any]) -> str:
 
 
 def verdict(comparison: dict[str, Any]) -> str:
-    """`better by 0.31 (p 0.001)`, or `no difference (p 0.41)`."""
+    """`better by 0.31 (p 0.001)`, or `no difference shown (-0.10 to +0.08, p 0.41)`: what is still possible."""
     chance = "one prompt" if comparison["p_value"] is None else f"p {comparison['p_value']:.2g}"
-    if comparison["verdict"] == "no difference":
-        return f"no difference ({chance})"
-    return f"{comparison['verdict']} by {abs(comparison['difference']['value']):.2f} ({chance})"
+    difference = comparison["difference"]
+    if comparison["verdict"] != "no difference":
+        return f"{comparison['verdict']} by {abs(difference['value']):.2f} ({chance})"
+    if difference["low"] is None:
+        return f"no difference shown ({chance})"
+    return f"no difference shown ({difference['low']:+.2f} to {difference['high']:+.2f}, {chance})"
+
+
+def worth(figures: dict[str, Any]) -> tuple[str, str]:
+    """(`good`, `bad` or `open`, a sentence): whether the drafter is faster than none, by the speedup's interval."""
+    speedup = figures["speedup"]
+    if speedup["low"] is None:
+        return "open", "Whether the drafter pays cannot be said: there is no interval of its speedup."
+    interval = f"{ends(speedup)} times its speed"
+    if speedup["low"] > 1:
+        return "good", f"Faster than plain decoding here: {interval}."
+    if speedup["high"] < 1:
+        return "bad", f"Slower than plain decoding here: {interval}. It does not pay on this machine."
+    return (
+        "open",
+        f"Neither faster nor slower than plain decoding for certain: {interval} on {figures['prompts']} prompts.",
+    )
+
+
+def fastest(ways: dict[str, dict[str, Any]]) -> str:
+    """The greedy way that was measured to be the fastest: `static tree of 12, 1.31 [1.20, 1.42]`."""
+    greedy = {name: way["speedup"] for name, way in ways.items() if not way["temperature"]}
+    name = max(greedy, key=lambda way: greedy[way]["value"])
+    return f"{name}, {interval(greedy[name])}"
 
 
 def _render(template: str, **values: Any) -> str:
@@ -135,7 +160,9 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, ends=ends, verdict=verdict, setting=setting, cell=cell)
+    environment.filters.update(
+        interval=interval, ends=ends, verdict=verdict, setting=setting, cell=cell, worth=worth, fastest=fastest
+    )
     return environment.get_template(template).render(values)
 
 

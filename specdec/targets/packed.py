@@ -5,28 +5,35 @@ from weights that were laid out beforehand, hardly more than that of one. So a p
 (figures: docs/evaluation.md). Inductor's `freezing` does the same.
 """
 
+import copyreg
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+SAMPLES = 256  # numbers of a weight by which a change is seen that its version does not tell
+
 
 def pack(model: nn.Module) -> None:
     """Each `nn.Linear` of `model` on a CPU computes from a packed copy from now on, where no gradient is asked for.
 
     Nothing is changed where oneDNN lacks the data type, or where the copies would take more than half of the free
-    memory. Weights that change are packed again at the next call. Called again, it does nothing.
+    memory. Weights that change are packed again: at the next call where torch notes the change, and when `pack` is
+    called again where it does not (`weight.data += ...`, as adapters are merged).
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _takes(layer.weight)]
     layers = [layer for layer in layers if "forward" not in vars(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
-    if size and 2 * size > psutil.virtual_memory().available:
-        return
-    for layer in layers:
-        layer.forward = _Packed(layer)  # type: ignore[method-assign]
+    if size and 2 * size <= psutil.virtual_memory().available:
+        for layer in layers:
+            layer.__class__ = PackedLinear
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and module in _packed and not _packed[module].holds(module.weight):
+            del _packed[module]
 
 
 def _takes(weight: Tensor) -> bool:
@@ -40,23 +47,49 @@ def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class _Packed:
-    """The forward of one layer: x[..., I] -> [..., O]."""
+class PackedLinear(nn.Linear):
+    """An `nn.Linear` in its own place. What is copied or saved of it is an `nn.Linear`."""
 
-    def __init__(self, layer: nn.Linear):
-        self._layer = layer
-        self._packed: Any = None
-        self._of: tuple[int, int] | None = None
-
-    def __call__(self, input: Tensor) -> Tensor:
-        weight, bias = self._layer.weight, self._layer.bias
-        one_row = input.numel() == input.shape[-1]
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _takes(weight):
             return linear(input, weight, bias)
+        if input.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
+            return linear(input, weight, bias)
+        one_row = input.numel() == input.shape[-1]
         if one_row and weight.dtype is torch.float32:  # nothing beats MKL's product with a vector
             return linear(input, weight, bias)
-        of = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if of != self._of:
-            self._packed, self._of = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), of
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, bias, "none", [], "")
+        packed = _packed.get(self)
+        if packed is None or packed.of != _name(weight):
+            packed = _packed[self] = _Packed(weight)
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed.weight, bias, "none", [], "")
         return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        return copyreg._reconstructor, (nn.Linear, object, None), *reduced[2:]  # type: ignore[attr-defined]
+
+
+class _Packed:
+    """A weight's copy in oneDNN's layout, and what it was made of."""
+
+    def __init__(self, weight: Tensor):
+        self.of = _name(weight)
+        self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self._sample = _sampled(weight)
+
+    def holds(self, weight: Tensor) -> bool:
+        return self.of == _name(weight) and torch.equal(self._sample, _sampled(weight))
+
+
+_packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
+
+
+def _name(weight: Tensor) -> tuple[int, int, torch.dtype]:
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype
+
+
+def _sampled(weight: Tensor) -> Tensor:
+    """Numbers from all over the weight."""
+    every = max(1, weight.numel() // SAMPLES)
+    return weight.detach().flatten()[::every].clone()

@@ -7,6 +7,7 @@ own forward, so an architecture whose head does something else is refused instea
 
 import inspect
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from specdec.errors import ConfigError, ModelError
 from specdec.targets.fixed_cache import FixedCache, compiled
 from specdec.targets.growing_cache import GrowingCache
 from specdec.targets.identity import Identity, identify, identity_of
-from specdec.targets.loading import files_of, load_model, load_tokenizer
+from specdec.targets.loading import files_of, first_line, load_model, load_tokenizer
 from specdec.targets.packed import pack
 
 # Names of the factor by which families multiply (or divide) their logits, and of the cap they squeeze them into.
 _SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
 _CAPS = ("final_logit_softcapping",)
+# Windows that families cut by themselves, by the number of rows in the cache: masks of trees do not reach them.
+_OWN_WINDOWS = ("window_size", "keep_window_size", "attention_chunk_size")
+_LONGEST_CHECK = 1024  # tokens that are read at once to see what is behind such a window
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Target:
         model = load_model(folder, getattr(torch, dtype))
         target = cls(model.to(device), load_tokenizer(folder), identity, folder.name)
         target.check_logits()
+        target.check_cache()
         return target
 
     @classmethod
@@ -98,6 +103,7 @@ class Target:
         else:
             target = cls(model, tokenizer or load_tokenizer(folder), identify(folder), Path(name).name)
         target.check_logits()
+        target.check_cache()
         return target
 
     @property
@@ -135,10 +141,14 @@ class Target:
     def new_cache(self) -> GrowingCache:
         """An empty cache, which keeps whole layers: sliding windows can be rolled back too.
 
-        Who asks for one decodes: on a CPU the weights are laid out for passes over a few tokens (`packed.py`).
+        Who asks for one decodes: see `lay_out`.
         """
-        pack(self.model)
+        self.lay_out()
         return GrowingCache()
+
+    def lay_out(self) -> None:
+        """On a CPU, the weights are laid out for passes over a few tokens (`packed.py`): again where they changed."""
+        pack(self.model)
 
     def fixed_cache(self, length: int, step: int) -> FixedCache:
         """An empty cache for contexts of `length` tokens, read `step` tokens at once: see FixedCache.
@@ -211,7 +221,7 @@ class Target:
         seen[:count, :count] |= sees
         if self._compiled and size == cache.step:
             if layers not in self._listening:  # for good: what is compiled has the hooks in it
-                self._listening[layers] = _Listening(self.decoder_layers, layers).__enter__()
+                self._listening[layers] = _Listening(self.decoder_layers, layers, any_thread=True).__enter__()
             heard = self._listening[layers]
             heard.clear()  # as when it was compiled, or it would be compiled again
             hidden, auxiliary = self._compiled(rows, seen, cache, layers, heard)
@@ -301,6 +311,11 @@ class Target:
         """Raises ModelError unless `forward_tree` says of each path what `forward` says of it alone; asked once."""
         if self._trees_checked:
             return
+        if self._own_windows:
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}) cuts a window by itself "
+                f"({', '.join(self._own_windows)}), not by a mask: draft trees cannot be verified"
+            )
         unknown = set(self._layer_kinds) - {"full_attention", "sliding_attention"}
         if unknown:
             raise ModelError(
@@ -309,17 +324,58 @@ class Target:
         ids = torch.arange(6, device=self.device) % self.vocab_size
         sees = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
         cache = self.new_cache()
-        self.forward(ids[None, :3], cache=cache)
-        tree = self.forward_tree(ids[None, 3:], sees, cache).hidden[0]
+        try:
+            self.forward(ids[None, :3], cache=cache)
+            tree = self.forward_tree(ids[None, 3:], sees, cache).hidden[0]
+        except Exception as error:  # noqa: BLE001 - an architecture that takes no such mask raises what it likes
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}) takes no mask of a draft tree "
+                f"({first_line(error)}): draft chains"
+            ) from None
         paths = [self.forward(ids[None, [0, 1, 2, 3, last]]).hidden[0] for last in (4, 5)]
         wanted = torch.stack([paths[0][3], paths[0][4], paths[1][4]])
-        tolerance = 1e-4 if self.dtype is torch.float32 else 5e-2
-        if not torch.allclose(tree, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item()):
+        if not self._near(tree, wanted):
             raise ModelError(
                 f"{self.name} ({self.model.config.model_type}) does not keep to the mask of a draft tree (its states "
                 f"differ by {(tree - wanted).abs().max().item():.3g}): draft chains"
             )
         self._trees_checked = True
+
+    @torch.inference_mode()
+    def check_cache(self) -> None:
+        """Raises ModelError unless passes behind a cache that was cut back say what one pass says."""
+        windows = (size + 12 for size in self._own_windows.values())
+        count = min(self.max_positions, self.vocab_size, _LONGEST_CHECK, max([12, *windows]))
+        start, block, ones = count // 2, max(1, count // 4), max(count // 2 + 1, count - 3)
+        ids = torch.arange(count, device=self.device)[None]
+        wanted = self.forward(ids).hidden[0]
+        try:
+            cache = GrowingCache()
+            read = [self.forward(ids[:, :start], cache=cache).hidden[0]]
+            self.forward(ids[:, :block], cache=cache)
+            self.crop(cache, start)
+            read.append(self.forward(ids[:, start:ones], cache=cache).hidden[0])
+            read += [self.forward(ids[:, i : i + 1], cache=cache).hidden[0] for i in range(ones, count)]
+        except Exception as error:  # noqa: BLE001 - an architecture with another kind of cache raises what it likes
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}) cannot take back what it has read "
+                f"({first_line(error)}), so drafts cannot be verified: choose a base of attention layers"
+            ) from None
+        if not self._near(torch.cat(read), wanted):
+            raise ModelError(
+                f"{self.name} ({self.model.config.model_type}) says something else behind its cache than in one "
+                "pass, so drafts cannot be verified: choose a base of attention layers"
+            )
+
+    def _near(self, found: Tensor, wanted: Tensor) -> bool:
+        """But for rounding, in the base's data type."""
+        tolerance = 1e-4 if self.dtype is torch.float32 else 5e-2
+        return torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+
+    @property
+    def _own_windows(self) -> dict[str, int]:
+        sizes = {name: getattr(self.text_config, name, None) for name in _OWN_WINDOWS}
+        return {name: size for name, size in sizes.items() if isinstance(size, int) and size > 0}
 
     @torch.inference_mode()
     def check_logits(self) -> None:
@@ -337,10 +393,14 @@ class Target:
 
 
 class _Listening:
-    """Keeps the outputs of some decoder layers of one pass, as a mapping from index to [B, T, H]."""
+    """Keeps the outputs of some decoder layers of one pass, as a mapping from index to [B, T, H].
 
-    def __init__(self, modules: torch.nn.ModuleList, layers: tuple[int, ...]):
+    any_thread: hears every pass; else those of the thread that made it, for another one may read with the same base.
+    """
+
+    def __init__(self, modules: torch.nn.ModuleList, layers: tuple[int, ...], any_thread: bool = False):
         self._modules, self._wanted = modules, layers
+        self._thread = None if any_thread else threading.get_ident()
         self._heard: dict[int, Tensor] = {}
 
     def __enter__(self) -> dict[int, Tensor]:
@@ -353,6 +413,8 @@ class _Listening:
 
     def _hook(self, i: int) -> Any:
         def keep(_module: Any, inputs: Any, keywords: Any, output: Any = None) -> None:
+            if self._thread is not None and self._thread != threading.get_ident():
+                return
             value = (inputs[0] if inputs else keywords["hidden_states"]) if i == 0 else output
             self._heard[i] = value[0] if isinstance(value, tuple) else value
 

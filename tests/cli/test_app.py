@@ -93,6 +93,12 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
         assert "held-out" not in (tmp_path / "report" / page).read_text(), "whether they are, nobody knows"
     figures = json.loads((tmp_path / "report/ways.json").read_text())
     assert figures["ways"]["chain of 2"]["categories"].keys() == {"p", "x"}
+    (tmp_path / "afile").write_text("")
+    code, _, err = specdec(tmp_path, *command, "--output", "afile/report")
+    assert (code, err) == (
+        2,
+        "specdec: error: --output afile/report cannot be made there (File exists): name another folder\n",
+    )
     code, _, err = specdec(tmp_path, *command, "--output", "report")
     assert (code, err) == (2, "specdec: error: --output report is there already: remove it, or name another folder\n")
 

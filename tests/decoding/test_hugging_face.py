@@ -60,6 +60,16 @@ def test_it_stops_where_a_criterion_says(target: Target, drafter: Drafter) -> No
     assert generated(target, stopping_criteria=criteria, custom_generate=custom_generate(drafter)) == wanted
 
 
+def test_it_stops_at_a_string(target: Target, drafter: Drafter) -> None:
+    plain = generated(target)
+    text = target.tokenizer.decode(plain[PROMPT.shape[1] :])
+    last = next(letter for letter in text[4:] if letter.isascii() and letter.isprintable())
+    ends: dict[str, Any] = {"stop_strings": [last], "tokenizer": target.tokenizer}
+    wanted = generated(target, **ends)
+    assert len(wanted) < len(plain)
+    assert generated(target, custom_generate=custom_generate(drafter), **ends) == wanted
+
+
 def test_it_streams(target: Target, drafter: Drafter, capsys: pytest.CaptureFixture[str]) -> None:
     streamer = TextStreamer(target.tokenizer, skip_prompt=True)
     made = generated(target, custom_generate=custom_generate(drafter, streamer=streamer))

@@ -9,6 +9,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from specdec.drafters import Draw, Sampling
 from specdec.drafters.sampling import nucleus, pick, successive_laws
 from specdec.errors import ConfigError
+from specdec.evaluation.plain_law import plain_law
 
 
 @given(
@@ -27,6 +28,21 @@ def test_the_law_is_that_of_transformers(seed: int, temperature: float, top_k: i
         wanted = TopPLogitsWarper(top_p)(None, wanted)
     found = Sampling(temperature, top_k, top_p).probabilities(logits)
     torch.testing.assert_close(found, wanted.softmax(-1), rtol=1e-9, atol=1e-12)
+
+
+def test_what_ties_with_the_last_of_top_k_stays() -> None:
+    """As in transformers; logits in half precision tie often."""
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    wanted = TopKLogitsWarper(2)(None, logits).softmax(-1)
+    assert (wanted > 0).sum() == 4
+    torch.testing.assert_close(Sampling(1.0, top_k=2).probabilities(logits), wanted)
+    law, tokens = plain_law(logits, Sampling(1.0, top_k=2))
+    torch.testing.assert_close(torch.zeros_like(wanted).scatter(-1, tokens, law), wanted)
+
+
+def test_no_temperature_is_too_low() -> None:
+    logits = torch.tensor([[30.0, -20.0, 29.0]])
+    assert torch.equal(Sampling(1e-38).probabilities(logits), torch.tensor([[1.0, 0.0, 0.0]]))
 
 
 def test_nucleus_keeps_the_smallest_set() -> None:

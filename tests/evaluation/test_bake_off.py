@@ -27,6 +27,7 @@ def prompts(accepted: int, seconds: float, ids: int = 0) -> list[PromptMeasureme
             10,
             30,
             [accepted + i % 3],
+            [20],
             None,
             [seconds],
             [0.0],

@@ -15,7 +15,7 @@ TIMES = StepTimes({1: {1: 0.010, 3: 0.012}}, {1: 0.002, 2: 0.004}, context=9)
 def measured(seconds_a_step: float, steps: int = 10) -> list[PromptMeasurement]:
     """Two passes over one prompt, which took a second until its first token."""
     seconds = 1 + steps * seconds_a_step
-    entry = PromptMeasurement("p", "c", 3, [1] * (steps + 1), [], steps, 0, [0, 0])
+    entry = PromptMeasurement("p", "c", 3, [1] * (steps + 1), [], steps, 0, [0, 0], [steps + 1])
     entry.seconds, entry.prompt_seconds = [seconds] * 2, [1.0] * 2
     return [entry]
 

@@ -1,6 +1,7 @@
 """Measuring: counts as defined, differences found, prompts that do not fit said."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from specdec.evaluation.measure import (
     encode,
     first_difference,
 )
-from specdec.evaluation.summary import conditional_rates
+from specdec.evaluation.summary import conditional_rates, speed_pair
 from specdec.targets import Target
 from tests.decoding.oracle import Oracle
 from tests.settings import medusa_settings
+from tests.tiny import write_base
 
 PLAIN = Way("no drafter")
 BOOTSTRAP = Bootstrap(samples=200, confidence=0.95, seed=0)
@@ -183,6 +185,19 @@ def test_the_turns_of_a_conversation_follow_the_bases_own_answers(target: Target
     assert found.first_token_seconds[0] < found.prompt_seconds[0] < found.seconds[0]
 
 
+def test_a_conversation_ends_in_front_of_what_the_template_refuses(tmp_path: Path) -> None:
+    write_base(tmp_path)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    refuse = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(refuse + template)
+    target = Target.from_pretrained(tmp_path, device="cpu")
+    said: list[str] = []
+    found, skipped = encode(target, [row("why"), row("add 2", further_turns=["and 3?"])], 6, said.append)
+    assert [len(prompt.contexts) for prompt in found] == [1, 1]
+    assert skipped == 0
+    assert said[-1] == "1 conversations end in front of a turn that the base's chat template refuses"
+
+
 def test_prompts_that_do_not_fit_are_counted(target: Target) -> None:
     found, skipped = encode(target, [*ROWS, row("long " * 99), row("a", further_turns=["long " * 99])], 12, print)
     assert [prompt.id for prompt in found] == [r["id"] for r in ROWS]
@@ -216,6 +231,7 @@ def entry(tokens: int, seconds: list[float], first: float = 0.0, drafting: float
         tokens - 1,
         1,
         [1],
+        [tokens],
         None,
         seconds,
         [first] * len(seconds),
@@ -245,6 +261,14 @@ def test_sampled_answers_of_another_length_are_compared_by_the_token() -> None:
     figures = summarize(Way("w", sampling=Sampling(1.0)), [entry(2, [0.5])], plain, BOOTSTRAP)
     assert figures["speedup"]["value"] == pytest.approx(2.0)
     assert figures["lossless"] is None
+
+
+def test_a_plain_step_is_the_prompts_own() -> None:
+    """Beside a prompt whose steps are slow: 7 steps of 10 ms, of which the drafter's two tokens lack six."""
+    plain = [entry(8, [0.12], first=0.05), entry(2, [5.0], first=1.0)]
+    ours = [entry(2, [0.06]), entry(2, [5.0])]
+    without, _ = speed_pair(ours, plain)
+    assert without == [pytest.approx(0.06), pytest.approx(5.0)]
 
 
 def test_draft_share_is_of_the_steps_alone() -> None:

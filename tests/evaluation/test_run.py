@@ -10,6 +10,7 @@ import pytest
 from specdec.drafters import Drafter, Tree, new_drafter
 from specdec.errors import ConfigError, DataError, ModelError
 from specdec.evaluation import Bootstrap, Plan, evaluate, neighbours
+from specdec.evaluation.measure import encode
 from specdec.targets import Target
 from tests.evaluation.test_measure import ROWS, row
 from tests.settings import eagle3_settings, eagle_settings, medusa_settings
@@ -75,6 +76,27 @@ def test_other_work_on_the_machine_is_noted(target: Target, monkeypatch: pytest.
     monkeypatch.setattr(neighbours, "SHORTEST", 0.0)
     drafter = new_drafter(target, medusa_settings())
     assert "busy" in evaluate(target, drafter, ROWS[:1], Plan(4, 1, SMALL), print).notes
+
+
+def test_long_chains_and_full_contexts_are_timed(target: Target) -> None:
+    """More tokens than are timed otherwise, behind prompts at the context's end."""
+    drafter = new_drafter(target, eagle_settings())
+    long = [row("long " * n) for n in (45, 46)]
+    prompt = encode(target, long, 4, print)[0][0].contexts[0]
+    assert len(prompt) > target.max_positions // 2
+    found = evaluate(target, drafter, long, Plan(4, 1, SMALL, (), (40,), (), (2,)), print)
+    assert found.forecast is None or "chain of 40" in found.forecast["measured"]
+    short = evaluate(target, drafter, ROWS[:2], Plan(4, 1, SMALL, (), (40,), (), (2,)), print)
+    assert short.forecast is not None
+    assert "chain of 40" in short.forecast["measured"]
+
+
+def test_what_was_left_out_and_what_was_never_drafted_is_noted(target: Target) -> None:
+    drafter = new_drafter(target, medusa_settings())
+    found = evaluate(target, drafter, [*ROWS, row("long " * 99)], Plan(1, 1, SMALL), print)
+    some = f"1 of {len(ROWS) + 1} prompts were left out: they are longer than the {target.max_positions} tokens that "
+    assert [note.startswith(some) for note in found.notes] == [True, False, False]
+    assert found.notes[-1].startswith("nothing was drafted: every answer ended with")
 
 
 def test_the_forecast_of_acceptance_is_what_is_measured_on_the_same_prompts(target: Target) -> None:

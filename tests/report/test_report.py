@@ -49,6 +49,7 @@ def report() -> Report:
         "tokens_per_second": {"plain": 100.0, "drafter": 140.0},
         "time_to_first_token": {"plain": 0.020, "drafter": 0.024},
         "lossless": True,
+        "steps": 40,
         "confidence": 0.95,
         "categories": {"<script>": GROUP, "one": single, "$x^{$ a|b": GROUP},
         "files": {},
@@ -78,23 +79,51 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
     assert page.count("data:image/png;base64,") == 5
-    cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("What to expect elsewhere")[1]).split())
+    cells = " ".join(re.sub(r"<[^>]*>", " ", page.split("What other settings would give on this machine")[1]).split())
     assert "1 chain of 2: 1.20x static &lt;tree&gt;: 1.70x 4 no drafter no drafter 16" in cells
     assert "chain of 2 1.60 (7 % off) 1.50 1.60 (7 % off) 1.50" in cells
     assert "<b>why" not in page
     assert "<script>" not in page
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
     assert "1.50 [1.40, 1.60]" in page
-    assert "1.20 (one prompt)" in page
+    assert "1.20 (one prompt: no interval)" in page
     assert r"| $x^{$ a\|b |" in (tmp_path / "report.md").read_text()
     assert "better by 0.25 (p 0.001)" in page
-    assert "no difference (p 0.7)" in page
-    assert "no difference (one prompt)" in page
+    assert "no difference shown (-0.10 to +0.10, p 0.7)" in page
+    assert "no difference shown (one prompt)" in page
+    assert "No &lt;i&gt;trees&lt;/i&gt;." in page
     assert "<td>&lt;tree&gt;</td>" in page
-    assert "no &lt;i&gt;trees" in page
     for name in ("positions.png", "categories.png", "ways.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.1, 1.4, "Faster than plain decoding here: [1.10, 1.40] times its speed."),
+        (0.6, 0.9, "Slower than plain decoding here: [0.60, 0.90] times its speed. It does not pay on this machine."),
+        (0.9, 1.3, "Neither faster nor slower than plain decoding for certain: [0.90, 1.30] times its speed on "),
+        (None, None, "Whether the drafter pays cannot be said: there is no interval of its speedup."),
+    ],
+)
+def test_whether_it_pays_is_said(tmp_path: Path, low: float | None, high: float | None, said: str) -> None:
+    made = report()
+    made.figures["speedup"] = {"value": 1.0, "low": low, "high": high}
+    write_report(made, tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert said in text
+        assert "The fastest way measured: " in text
+
+
+def test_where_nothing_was_drafted_nothing_is_shown_to_be_lossless(tmp_path: Path) -> None:
+    made = report()
+    made.figures["steps"] = 0
+    write_report(made, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "nothing drafted</b>" in page
+    assert "lossless</b>" not in page
 
 
 def with_files() -> Report:
@@ -167,10 +196,10 @@ def test_a_missing_figure_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
 def test_examples_mark_what_was_drafted(target: Target) -> None:
     ids = target.tokenizer("héllo")["input_ids"]
     drafted = [False, True, True, False, True, False][: len(ids)]
-    prompt = PromptMeasurement("p", "c", 3, ids, drafted, 3, 6, [2, 1])
+    prompt = PromptMeasurement("p", "c", 3, ids, drafted, 3, 6, [2, 1], [len(ids) - 1, 1])
     rows = [{"id": "p", "messages": [{"role": "user", "content": "hi"}]}]
     (shown,) = examples([prompt], rows, target.tokenizer, 4)
-    assert shown.pieces == [("h", False), ("é", True), ("l", False), ("l", True), ("o", False)]
+    assert shown.pieces == [("h", False), ("é", True), ("l", False), ("l", True)], "the first turn's answer"
     assert shown.acceptance_length == 2.0
 
 

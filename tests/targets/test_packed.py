@@ -1,6 +1,9 @@
 """Packed layers say what torch's own say, and never something of yesterday."""
 
 import copy
+import gc
+import io
+import weakref
 from types import SimpleNamespace
 
 import psutil
@@ -12,7 +15,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from specdec.targets import Target
-from specdec.targets.packed import pack
+from specdec.targets.packed import PackedLinear, pack
 
 HERE = torch.backends.mkldnn.is_available()
 pytestmark = pytest.mark.skipif(not HERE, reason="this torch has no oneDNN")
@@ -23,7 +26,7 @@ def layer(rows: int, columns: int, bias: bool, dtype: torch.dtype = torch.float3
 
 
 def is_packed(module: nn.Module) -> bool:
-    return "forward" in vars(module)
+    return isinstance(module, PackedLinear)
 
 
 @settings(deadline=None, max_examples=60)
@@ -84,6 +87,53 @@ def test_a_copy_is_its_own() -> None:
         one.weight.zero_()
         torch.testing.assert_close(other(rows), linear(rows, other.weight))
         assert other(rows).any()
+
+
+def test_what_is_copied_or_saved_of_it_is_a_linear_layer() -> None:
+    one, rows = layer(300, 200, True), torch.randn(3, 200)
+    pack(one)
+    with torch.no_grad():
+        made = one(rows)
+        file = io.BytesIO()
+        torch.save(one, file)
+        file.seek(0)
+        for other in (copy.deepcopy(one), torch.load(file, weights_only=False)):
+            assert type(other) is nn.Linear
+            torch.testing.assert_close(other(rows), made)
+
+
+def test_it_goes_when_its_layer_does() -> None:
+    """And not when Python looks for cycles: a base may be larger than what is left of the memory."""
+    one = layer(300, 200, True)
+    pack(one)
+    with torch.no_grad():
+        one(torch.randn(3, 200))
+    gone = [weakref.ref(one), weakref.ref(one.weight)]
+    gc.disable()
+    try:
+        del one
+        assert [still() for still in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_change_that_leaves_no_mark_is_seen_when_decoding_begins() -> None:
+    """As adapters are merged."""
+    one, rows = layer(300, 200, False), torch.randn(3, 200)
+    pack(one)
+    with torch.inference_mode():
+        one(rows)
+        one.weight.data += 0.1
+        pack(one)
+        torch.testing.assert_close(one(rows), linear(rows, one.weight))
+
+
+def test_under_autocast_torch_computes() -> None:
+    one, rows = layer(300, 200, False), torch.randn(3, 200)
+    pack(one)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert one(rows).dtype is torch.bfloat16
+        assert one(rows.bfloat16()).dtype is torch.bfloat16
 
 
 def test_what_is_no_plain_linear_layer_stays() -> None:

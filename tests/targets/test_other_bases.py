@@ -1,0 +1,67 @@
+"""Bases that cannot be decoded with drafters, or not with trees, are refused by name, not served wrongly."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from specdec.decoding import generate
+from specdec.errors import ModelError
+from specdec.targets import Target
+from tests.drafters.test_trees import moved
+from tests.targets import families
+
+RECURRENT = {
+    "rwkv": ("RwkvForCausalLM", {}),
+    "mamba": ("MambaForCausalLM", {}),
+    "lfm2": ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention", "conv"]}),
+    "doge": ("DogeForCausalLM", {"keep_window_size": 32}),
+}
+CHAINS_ONLY = {
+    "gpt-neo": (
+        "GPTNeoForCausalLM",
+        {
+            "num_hidden_layers": 2,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+        },
+        "cuts a window by itself .window_size., not by a mask: draft trees cannot be verified",
+    ),
+    "bloom": ("BloomForCausalLM", {"n_layer": 2, "n_head": 2}, "takes no mask of a draft tree .*: draft chains"),
+}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_what_cannot_take_back_a_draft_is_no_base(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.FAMILIES, family, RECURRENT[family])
+    families.write_family(tmp_path, family)
+    with pytest.raises(ModelError, match="so drafts cannot be verified: choose a base of attention layers"):
+        Target.from_pretrained(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", CHAINS_ONLY)
+def test_what_keeps_to_no_mask_takes_chains(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture, own, said = CHAINS_ONLY[family]
+    monkeypatch.setitem(families.FAMILIES, family, (architecture, own))
+    families.write_family(tmp_path, family)
+    target = Target.from_pretrained(tmp_path, device="cpu")
+    with pytest.raises(ModelError, match=said):
+        target.check_trees()
+    drafter = moved(target, "eagle")
+    prompt = torch.randint(6, target.vocab_size, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert generate(target, drafter, prompt, 30).token_ids == generate(target, None, prompt, 30).token_ids
+
+
+def test_several_threads_may_decode_with_one_base(target: Target) -> None:
+    """Each hears its own passes: as behind `mlflow models serve`."""
+    drafter = moved(target, "eagle3")
+    prompts = [[1, 4, *range(20 + 7 * i, 60 + 7 * i), 2, 5] for i in range(4)]
+    wanted = [generate(target, drafter, prompt, 40) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda prompt: generate(target, drafter, prompt, 40), prompts)) == wanted
