@@ -44,7 +44,6 @@ def custom_generate(
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        tokenizer: Any = None,  # of stop_strings: transformers passes it on to what names it, and reads it then
         **model_kwargs: Any,
     ) -> Tensor:
         _check(drafter, model, input_ids, generation_config, model_kwargs)

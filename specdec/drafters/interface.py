@@ -232,7 +232,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], di
     """(config, tensors, provenance) of a drafter's folder. Raises ModelError when a part is missing or torn."""
     missing = [part for part in ("config.json", "model.safetensors", PROVENANCE) if not (folder / part).is_file()]
     if missing:
-        raise ModelError(f"{folder} is no drafter: {', '.join(missing)} is missing; fetch it again, or train one")
+        raise ModelError(f"{folder} is no drafter: {missing[0]} is missing; fetch it again, or train one")
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")

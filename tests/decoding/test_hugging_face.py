@@ -6,7 +6,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import TextStreamer
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from specdec.decoding import custom_generate
 from specdec.drafters import Drafter, StaticTree, Tree, new_drafter
@@ -64,10 +70,10 @@ def test_it_stops_at_a_string(target: Target, drafter: Drafter) -> None:
     plain = generated(target)
     text = target.tokenizer.decode(plain[PROMPT.shape[1] :])
     last = next(letter for letter in text[4:] if letter.isascii() and letter.isprintable())
-    ends: dict[str, Any] = {"stop_strings": [last], "tokenizer": target.tokenizer}
-    wanted = generated(target, **ends)
+    wanted = generated(target, stop_strings=[last], tokenizer=target.tokenizer)
     assert len(wanted) < len(plain)
-    assert generated(target, custom_generate=custom_generate(drafter), **ends) == wanted
+    criteria = StoppingCriteriaList([StopStringCriteria(target.tokenizer, [last])])
+    assert generated(target, stopping_criteria=criteria, custom_generate=custom_generate(drafter)) == wanted
 
 
 def test_it_streams(target: Target, drafter: Drafter, capsys: pytest.CaptureFixture[str]) -> None:
