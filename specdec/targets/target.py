@@ -356,6 +356,8 @@ class Target:
             self.crop(cache, start)
             read.append(self.forward(ids[:, start:ones], cache=cache).hidden[0])
             read += [self.forward(ids[:, i : i + 1], cache=cache).hidden[0] for i in range(ones, count)]
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - an architecture with another kind of cache raises what it likes
             raise ModelError(
                 f"{self.name} ({self.model.config.model_type}) cannot take back what it has read "

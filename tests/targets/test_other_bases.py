@@ -34,14 +34,16 @@ CHAINS_ONLY = {
 }
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, "float32") for family in RECURRENT), ("rwkv", "bfloat16"), ("doge", "bfloat16")]
+)
 def test_what_cannot_take_back_a_draft_is_no_base(
-    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(families.FAMILIES, family, RECURRENT[family])
     families.write_family(tmp_path, family)
     with pytest.raises(ModelError, match="so drafts cannot be verified: choose a base of attention layers"):
-        Target.from_pretrained(tmp_path, device="cpu")
+        Target.from_pretrained(tmp_path, dtype, "cpu")
 
 
 @pytest.mark.parametrize("family", CHAINS_ONLY)
