@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ _CAPS = ("final_logit_softcapping",)
 # Windows that families cut by themselves, by the number of rows in the cache: masks of trees do not reach them.
 _OWN_WINDOWS = ("window_size", "keep_window_size", "attention_chunk_size")
 _LONGEST_CHECK = 1024  # tokens that are read at once to see what is behind such a window
+# One pass of a model at a time, whatever the threads: torch's hooks do not bear being set during another's pass.
+_PASSES: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Target:
         self.identity = identity
         self.name = name
         self._body = model.base_model
+        self._passes = _PASSES.setdefault(model, threading.Lock())
         # transformers 5.24 calls it `cache`, earlier ones `past_key_values`.
         parameters = inspect.signature(self._body.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
@@ -219,16 +223,17 @@ class Target:
         rows[:, :count] = token_ids
         seen = torch.eye(size, dtype=torch.bool, device=sees.device)
         seen[:count, :count] |= sees
-        if self._compiled and size == cache.step:
-            if layers not in self._listening:  # for good: what is compiled has the hooks in it
-                self._listening[layers] = _Listening(self.decoder_layers, layers, any_thread=True).__enter__()
-            heard = self._listening[layers]
-            heard.clear()  # as when it was compiled, or it would be compiled again
-            hidden, auxiliary = self._compiled(rows, seen, cache, layers, heard)
-            hidden, auxiliary = hidden.clone(), None if auxiliary is None else auxiliary.clone()
-        else:
-            with _Listening(self.decoder_layers, layers) as heard:
-                hidden, auxiliary = self._fixed(rows, seen, cache, layers, heard)
+        with self._passes:
+            if self._compiled and size == cache.step:
+                if layers not in self._listening:  # for good: what is compiled has the hooks in it
+                    self._listening[layers] = _Listening(self.decoder_layers, layers, any_thread=True).__enter__()
+                heard = self._listening[layers]
+                heard.clear()  # as when it was compiled, or it would be compiled again
+                hidden, auxiliary = self._compiled(rows, seen, cache, layers, heard)
+                hidden, auxiliary = hidden.clone(), None if auxiliary is None else auxiliary.clone()
+            else:
+                with _Listening(self.decoder_layers, layers) as heard:
+                    hidden, auxiliary = self._fixed(rows, seen, cache, layers, heard)
         cache.advance(count)
         return TargetOutput(hidden[:, :count], None if auxiliary is None else auxiliary[:, :count])
 
@@ -253,7 +258,7 @@ class Target:
         layers: tuple[int, ...],
         mask: Tensor | dict[str, Tensor] | None,
     ) -> TargetOutput:
-        with _Listening(self.decoder_layers, layers) as heard:
+        with self._passes, _Listening(self.decoder_layers, layers) as heard:
             hidden = self._read(token_ids, positions, cache, mask)
         auxiliary = torch.cat([heard[i] for i in layers], -1) if layers else None
         return TargetOutput(hidden, auxiliary)
@@ -383,7 +388,8 @@ class Target:
     def check_logits(self) -> None:
         """Raises ModelError unless `logits(forward(x).hidden)` equals the model's own logits."""
         ids = torch.arange(min(5, self.vocab_size), device=self.device)[None]
-        own = self.model(ids, use_cache=False).logits.float()
+        with self._passes:
+            own = self.model(ids, use_cache=False).logits.float()
         ours = self.logits(self.forward(ids).hidden)
         tolerance = 1e-4 if self.dtype is torch.float32 else 2e-2
         if not torch.allclose(own, ours, rtol=tolerance, atol=tolerance * own.abs().max().item()):
@@ -397,7 +403,7 @@ class Target:
 class _Listening:
     """Keeps the outputs of some decoder layers of one pass, as a mapping from index to [B, T, H].
 
-    any_thread: hears every pass; else those of the thread that made it, for another one may read with the same base.
+    any_thread: hears every pass; else those of the thread that made it, for the model may be used by others too.
     """
 
     def __init__(self, modules: torch.nn.ModuleList, layers: tuple[int, ...], any_thread: bool = False):
@@ -414,7 +420,8 @@ class _Listening:
             hook.remove()
 
     def _hook(self, i: int) -> Any:
-        def keep(_module: Any, inputs: Any, keywords: Any, output: Any = None) -> None:
+        # Of a hook that another thread removes at this moment, torch has forgotten that it takes keywords.
+        def keep(_module: Any, inputs: Any, keywords: Any = None, output: Any = None) -> None:
             if self._thread is not None and self._thread != threading.get_ident():
                 return
             value = (inputs[0] if inputs else keywords["hidden_states"]) if i == 0 else output

@@ -1,5 +1,7 @@
 """Bases that cannot be decoded with drafters, or not with trees, are refused by name, not served wrongly."""
 
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +61,16 @@ def test_what_keeps_to_no_mask_takes_chains(tmp_path: Path, family: str, monkeyp
     assert generate(target, drafter, prompt, 30).token_ids == generate(target, None, prompt, 30).token_ids
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """They take turns after every few instructions, so that what may come between two of them does."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_several_threads_may_decode_with_one_base(target: Target) -> None:
     """Each hears its own passes: as behind `mlflow models serve`."""
     drafter = moved(target, "eagle3")
@@ -67,3 +79,18 @@ def test_several_threads_may_decode_with_one_base(target: Target) -> None:
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             assert list(pool.map(lambda prompt: generate(target, drafter, prompt, 40), prompts)) == wanted
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_several_threads_may_read_with_one_base_at_once(target: Target) -> None:
+    """A pass sets hooks and takes them off again, which no other pass may see half done."""
+    ids = torch.arange(4)[None]
+    layers = (0, 1, target.num_layers)
+    wanted = target.forward(ids, layers=layers).auxiliary
+
+    def read(_thread: int) -> list[bool]:
+        with torch.inference_mode():
+            return [torch.equal(target.forward(ids, layers=layers).auxiliary, wanted) for _ in range(200)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(equal) for equal in pool.map(read, range(8)))
