@@ -232,7 +232,7 @@ def evaluate(
     drafter: Annotated[Path, typer.Option(help="The drafter's folder: ours, or one trained elsewhere.")],
     prompts: Annotated[Path, typer.Option(help="JSONL or JSON: rows of turns, messages, question or prompt.")],
     output: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="So many, of each category in turn.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Timed passes over the prompts.")] = 2,
     temperature: Annotated[list[float] | None, typer.Option(help="Beside 0, which is always measured.")] = None,
@@ -353,7 +353,7 @@ def certify(
     prompts: Annotated[Path, typer.Option(help='JSONL of {"messages"} or {"turns"}.')] = Path(
         "data/prompts/test.jsonl"
     ),
-    max_prompts: Annotated[int, typer.Option(min=1)] = 20,
+    max_prompts: Annotated[int, typer.Option(min=1, help="So many, of each category in turn.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(min=3, help="Of one answer.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Sampled for each way of drafting.")] = 4000,
     dtype: Annotated[str, typer.Option(help="Of deployment: compared too, beside float32.")] = "bfloat16",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.data.evaluation_files import of_categories_in_turn
 from specdec.data.prompt_files import read_prompt_file
 from specdec.drafters.trees import parse_tree
 from specdec.errors import ConfigError
@@ -61,7 +62,7 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
         raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
     if request.output:
         _check_writable(request.output)
-    rows = read_prompt_file(request.prompts)[: request.max_prompts]
+    rows = of_categories_in_turn(read_prompt_file(request.prompts), request.max_prompts)
     calibration = read_prompt_file(request.calibration) if request.calibration else None
     target = Target.from_pretrained(request.model, dtype=request.dtype)
     drafter, layout = load_any(request.drafter, target)

@@ -40,6 +40,16 @@ def turns_of(row: dict[str, Any]) -> list[str]:
     return [row["messages"][-1]["content"], *row["further_turns"]]
 
 
+def of_categories_in_turn(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """`count` rows, of each category as many as of the others where it has them, in the file's order; None: all."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for place, row in enumerate(rows):
+        ranked.append((seen[row["category"]], place))
+        seen[row["category"]] += 1
+    return [rows[place] for place in sorted(place for _, place in sorted(ranked)[:count])]
+
+
 def first_of_each_category(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
     """The first `count` rows of each category, in the file's order; None: all."""
     if count is None:

@@ -155,7 +155,13 @@ def _static_trees(
         depth = min(depth, drafter.num_heads)
     contexts = [prompt.contexts[0] for prompt in others]
     rates = rank_rates(target, drafter, contexts, plan.max_new_tokens, depth, RANKS[1], say)
-    return {f"static tree of {n}": search_tree(rates, n) for n in plan.static_nodes}, rates
+    statics = {}
+    for asked in dict.fromkeys(plan.static_nodes):
+        tree = search_tree(rates, asked)
+        if len(tree.paths) < asked:
+            notes.append(f"a static tree of {asked} nodes has {len(tree.paths)}: no other one was ever right")
+        statics[f"static tree of {asked}"] = tree
+    return statics, rates
 
 
 def _further_ways(

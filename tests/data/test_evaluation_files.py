@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from specdec.data.evaluation_files import first_of_each_category, read_evaluation_file, turns_of
+from specdec.data.evaluation_files import (
+    first_of_each_category,
+    of_categories_in_turn,
+    read_evaluation_file,
+    turns_of,
+)
 from specdec.errors import DataError
 from specdec.io import sha256_file
 
@@ -65,6 +70,13 @@ def test_what_could_not_be_measured_is_refused_before_the_training(tmp_path: Pat
     twice = [{"id": 1, "prompt": "Q"}, {"id": 1, "prompt": "R"}]
     with pytest.raises(DataError, match=r"evaluation_files: rows 1 and 2 of .*bench\.jsonl have the same id '1'"):
         read_evaluation_file(file, write(file, twice))
+
+
+def test_categories_in_turn() -> None:
+    rows = [{"id": n, "category": category} for n, category in enumerate("aaaabbc")]
+    ids = {count: [row["id"] for row in of_categories_in_turn(rows, count)] for count in (1, 3, 4, 6, 99)}
+    assert ids == {1: [0], 3: [0, 4, 6], 4: [0, 1, 4, 6], 6: [0, 1, 2, 4, 5, 6], 99: list(range(7))}
+    assert of_categories_in_turn(rows, None) == rows
 
 
 def test_the_first_of_each_category() -> None:

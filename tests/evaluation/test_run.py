@@ -52,7 +52,9 @@ def test_every_way(target: Target, drafter: Drafter) -> None:
     assert {len(prompts) for prompts in found.others.values()} == {2}
     on_some = f"ways other than {found.main} and prompt lookup were measured on the first 2 prompts"
     short = [f"a chain of {n} was not measured: the drafter has 2 heads" for n in (3, 5) if medusa]
-    assert found.notes == [*short, on_some]
+    built = len(found.static_trees["static tree of 4"].paths)
+    few = [f"a static tree of 4 nodes has {built}: no other one was ever right"] if built < 4 else []
+    assert found.notes == [*few, *short, on_some]
     greedy = [name for name in wanted if "temperature" not in name and name != found.main]
     assert {name for name, figures in found.figures.items() if "to_main" in figures} == set(greedy)
     assert found.forecast is not None
@@ -91,6 +93,13 @@ def test_long_chains_and_full_contexts_are_timed(target: Target) -> None:
     assert "chain of 40" in short.forecast["measured"]
 
 
+def test_of_a_static_tree_is_said_what_was_built(target: Target) -> None:
+    plan = Plan(6, 1, SMALL, static_nodes=(100_000,))
+    found = evaluate(target, new_drafter(target, medusa_settings()), ROWS[:2], plan, print)
+    built = len(found.static_trees["static tree of 100000"].paths)
+    assert f"a static tree of 100000 nodes has {built}: no other one was ever right" in found.notes
+
+
 def test_what_was_left_out_and_what_was_never_drafted_is_noted(target: Target) -> None:
     drafter = new_drafter(target, medusa_settings())
     found = evaluate(target, drafter, [*ROWS, row("long " * 99)], Plan(1, 1, SMALL), print)
@@ -103,7 +112,8 @@ def test_the_forecast_of_acceptance_is_what_is_measured_on_the_same_prompts(targ
     """Ranks are counted at the anchors of the chain, so rank 0 of the first level is its first position's rate."""
     drafter = new_drafter(target, medusa_settings())
     found = evaluate(target, drafter, ROWS, Plan(10, 1, SMALL, (), (1,), (), (2,)), print)
-    assert found.notes == ["ranks were counted on the prompts that are measured: what is predicted has seen them"]
+    seen = "ranks were counted on the prompts that are measured: what is predicted has seen them"
+    assert [note for note in found.notes if not note.startswith("a static tree of 2 nodes has 1: ")] == [seen]
     assert found.forecast is not None
     said = found.forecast["measured"]["chain of 1"]["acceptance_length"]
     assert said["predicted"] == pytest.approx(said["measured"], abs=0.1)
