@@ -45,7 +45,8 @@ class Shown:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(BarColumn(), TextColumn("{task.description}"), transient=True)
+            # Drawn by whoever works: a thread of its own would take its turns in the middle of what is timed.
+            self._bar = Bar(BarColumn(), TextColumn("{task.description}"), transient=True, auto_refresh=False)
             self._task = self._bar.add_task("starting", completed=done, total=max(1, total))
 
     def __enter__(self) -> Self:
@@ -64,10 +65,12 @@ class Shown:
 
     def show(self, done: int, line: str) -> None:
         """line: the whole state. done: of the total, for the bar."""
+        if self.now() - self._told < self.redrawn:
+            return
+        self._told = self.now()
         if self._bar:
-            self._bar.update(self._task, completed=done, description=line)
-        elif self.now() - self._told >= EVERY:
-            self._told = self.now()
+            self._bar.update(self._task, completed=done, description=line, refresh=True)
+        else:
             self._say(line)
 
     def now(self) -> float:

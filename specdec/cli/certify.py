@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from specdec.cli.evaluate import DTYPES
+from specdec.cli.evaluate import DTYPES, check_writable
 from specdec.data.evaluation_files import of_categories_in_turn
 from specdec.data.prompt_files import read_prompt_file
 from specdec.data.prompts import prompt_ids
@@ -37,6 +37,8 @@ def certify_files(request: Request, say: Callable[[str], None]) -> Certificate:
         raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
     if request.output and request.output.exists():
         raise ConfigError(f"--output {request.output} is there already: remove it, or name another file")
+    if request.output:
+        check_writable(request.output)
     rows = of_categories_in_turn(read_prompt_file(request.prompts), request.max_prompts)
     target, drafter = _load(request, "float32")
     made = certify(

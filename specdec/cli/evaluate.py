@@ -61,7 +61,7 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
     if request.dtype not in DTYPES:
         raise ConfigError(f"--dtype is {request.dtype!r}: choose one of {', '.join(DTYPES)}")
     if request.output:
-        _check_writable(request.output)
+        check_writable(request.output)
     rows = of_categories_in_turn(read_prompt_file(request.prompts), request.max_prompts)
     calibration = read_prompt_file(request.calibration) if request.calibration else None
     target = Target.from_pretrained(request.model, dtype=request.dtype)
@@ -85,14 +85,14 @@ def evaluate_drafter(request: Request, say: Callable[[str], None]) -> Evaluation
     return evaluation
 
 
-def _check_writable(output: Path) -> None:
+def check_writable(output: Path) -> None:
     """Before anything is measured. Raises ConfigError."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise ConfigError(f"--output {output} cannot be made there ({error.strerror}): name another folder") from None
+        raise ConfigError(f"--output {output} cannot be made there ({error.strerror}): name another place") from None
 
 
 def table(evaluation: Evaluation) -> list[tuple[str, ...]]:

@@ -97,14 +97,18 @@ def steps(
     stop: ends the generation early; None: behind a stop token of the base. cache: an empty one of
     `target.new_cache()`, for those who look at it afterwards: it holds the context but for its last token or two. Or
     one of `target.fixed_cache()`, whose passes have the same shapes in every step and can be compiled.
-    Raises DataError when the prompt is empty or does not leave room for one token in the base's context, ConfigError
-    when choices exclude each other, ModelError when the base cannot verify trees.
+    Raises DataError when the prompt is empty, has tokens that the base does not know, or does not leave room for one
+    token in the base's context, ConfigError when choices exclude each other, ModelError when the base cannot verify
+    trees.
     """
     room = target.max_positions - len(prompt_ids)
     if not prompt_ids or room < 1:
         raise DataError(
             f"the prompt has {len(prompt_ids)} tokens: {target.name} takes 1 to {target.max_positions - 1}"
         )
+    known = range(target.embedding_weight.shape[0])
+    if unknown := [token for token in prompt_ids if token not in known]:
+        raise DataError(f"the prompt has the token {unknown[0]}: {target.name} knows 0 to {known[-1]}")
     if sample_drafts and isinstance(tree, Tree):
         raise ConfigError("sampled drafts need a chain or a static tree: a dynamic one keeps the likely draws only")
     if sample_drafts and typical:

@@ -39,14 +39,17 @@ class Sampling:
             least = logits.topk(self.top_k).values[..., -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))  # what ties with it stays, as in transformers
         logits = logits - logits.amax(-1, keepdim=True)  # no temperature is too low
-        probabilities = torch.softmax(logits / self.temperature, -1)
+        temperature = max(self.temperature, torch.finfo(logits.dtype).tiny)  # one below is 0 to torch
+        probabilities = torch.softmax(logits / temperature, -1)
         return nucleus(probabilities, self.top_p) if self.top_p < 1 else probabilities
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Keeps the most probable tokens whose mass before them is below top_p, to sum 1. [..., V] -> [..., V]."""
     ordered, indices = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+    behind = ordered.cumsum(-1) - ordered >= top_p
+    behind[..., 0] = False  # whatever rounding makes of top_p
+    ordered[behind] = 0
     kept = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
     return kept / kept.sum(-1, keepdim=True)
 

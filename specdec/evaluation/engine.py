@@ -11,7 +11,6 @@ told beside it.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,8 +24,9 @@ from specdec.evaluation.engine_client import Answer, Batch, EngineClient
 from specdec.evaluation.measure import first_difference
 from specdec.evaluation.statistics import Interval
 from specdec.evaluation.summary import Bootstrap, conditional_rates
+from specdec.progress import Steps
 from specdec.serving.counters import Counters
-from specdec.serving.launch import SAY_SECONDS, START_SECONDS
+from specdec.serving.launch import START_SECONDS
 from specdec.serving.vllm import RunningVllm, Serving, running_vllm
 from specdec.targets import Target
 
@@ -115,15 +115,14 @@ def predict(
     target: Target, drafter: Drafter, prompts: list[list[int]], length: int, max_new_tokens: int, say: Say
 ) -> Predicted:
     say(f"decoding {len(prompts)} prompts ourselves, in chains of {length}")
-    found, told = Predicted([], [], []), time.monotonic()
-    for number, prompt in enumerate(prompts):
-        if time.monotonic() - told > SAY_SECONDS:
-            told = time.monotonic()
-            say(f"{number} of {len(prompts)} prompts decoded")
-        taken = list(steps(target, _Chain(drafter, length), prompt, max_new_tokens))
-        found.accepted.append(sum(step.accepted for step in taken[1:]))  # the first step reads the prompt
-        found.steps.append(len(taken) - 1)
-        found.answers.append([token for step in taken for token in step.token_ids])
+    found = Predicted([], [], [])
+    with Steps(say, len(prompts)) as shown:
+        for number, prompt in enumerate(prompts):
+            taken = list(steps(target, _Chain(drafter, length), prompt, max_new_tokens))
+            found.accepted.append(sum(step.accepted for step in taken[1:]))  # the first step reads the prompt
+            found.steps.append(len(taken) - 1)
+            found.answers.append([token for step in taken for token in step.token_ids])
+            shown.show(number + 1, f"{number + 1} of {len(prompts)} prompts decoded")
     return found
 
 

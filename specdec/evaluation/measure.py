@@ -4,6 +4,7 @@ The ways take turns on each prompt, and who goes first changes, so slow moments 
 text is compared with plain decoding token by token in every pass.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from specdec.data.prompts import prompt_ids, template_refusal
 from specdec.decoding import GREEDY, Step, generate, steps
 from specdec.drafters import DraftState, Draw, Proposal, Proposer, Sampling, Shape
 from specdec.errors import DataError
+from specdec.progress import Steps
 from specdec.targets import Target
 
 WARM_UP_PROMPTS = 3
@@ -137,9 +139,8 @@ def measure(
         for way in ways:
             _decode(target, way, prompt, max_new_tokens, seed)
     found: Measurements = {way.name: [] for way in ways}
-    told = time.monotonic()
-    for number in range(repeats):
-        for i, prompt in enumerate(prompts):
+    with Steps(say, repeats * len(prompts)) as shown:
+        for number, (i, prompt) in itertools.product(range(repeats), enumerate(prompts)):
             turn = (number + i) % len(ways)
             taken = {w.name: _decode(target, w, prompt, max_new_tokens, seed + i) for w in ways[turn:] + ways[:turn]}
             plain = next((taken[w.name].token_ids for w in ways if w.drafter is None and w.sampling.greedy), [])
@@ -154,9 +155,10 @@ def measure(
                 entry.draft_seconds.append(timed.draft_seconds)
                 if way.sampling.greedy and entry.first_difference is None:
                     entry.first_difference = first_difference(plain, timed.token_ids)
-            if time.monotonic() - told > 3:
-                told = time.monotonic()
-                say(f"pass {number + 1} of {repeats}: {i + 1} of {len(prompts)} prompts decoded in {len(ways)} ways")
+            shown.show(
+                number * len(prompts) + i + 1,
+                f"pass {number + 1} of {repeats}: {i + 1} of {len(prompts)} prompts decoded in {len(ways)} ways",
+            )
     return found
 
 

@@ -15,6 +15,7 @@ from specdec.decoding import generate
 from specdec.drafters import Proposal, Proposer, StaticTree
 from specdec.drafters.sampling import Said
 from specdec.drafters.trees import ROOT, Extend
+from specdec.progress import Steps
 from specdec.targets import Target
 
 Rates = NDArray[np.float64]
@@ -69,12 +70,14 @@ def rank_rates(
     path above was right. prompts: token ids; the base answers them greedily."""
     hits, asked = np.zeros((depth, width)), np.zeros(depth)
     say(f"counting the drafter's ranks on {len(prompts)} prompts")
-    for prompt in prompts:
-        answer = generate(target, None, prompt, max_new_tokens).token_ids
-        following = Following(answer, depth, width)
-        generate(target, drafter, prompt, max_new_tokens, tree=following)
-        hits += following.hits
-        asked += following.asked
+    with Steps(say, len(prompts)) as shown:
+        for number, prompt in enumerate(prompts):
+            answer = generate(target, None, prompt, max_new_tokens).token_ids
+            following = Following(answer, depth, width)
+            generate(target, drafter, prompt, max_new_tokens, tree=following)
+            hits += following.hits
+            asked += following.asked
+            shown.show(number + 1, f"ranks counted on {number + 1} of {len(prompts)} prompts")
     return np.divide(hits, asked[:, None], out=np.zeros_like(hits), where=asked[:, None] > 0)
 
 

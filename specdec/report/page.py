@@ -100,9 +100,9 @@ def interval(figure: dict[str, float | None]) -> str:
 
 
 def ends(figure: dict[str, float | None]) -> str:
-    """`[1.76, 1.90]`, or that there are none: with one prompt, or where one alone made a step."""
+    """`[1.76, 1.90]`, or that there are none: with one prompt, or where one alone made a step, or none did."""
     if figure["low"] is None:
-        return "(one prompt: no interval)"
+        return "(too few prompts: no interval)"
     return f"[{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
@@ -120,7 +120,7 @@ def setting(predicted: dict[str, Any]) -> str:
 
 def verdict(comparison: dict[str, Any]) -> str:
     """`better by 0.31 (p 0.001)`, or `no difference shown (-0.10 to +0.08, p 0.41)`: what is still possible."""
-    chance = "one prompt" if comparison["p_value"] is None else f"p {comparison['p_value']:.2g}"
+    chance = "too few prompts" if comparison["p_value"] is None else f"p {comparison['p_value']:.2g}"
     difference = comparison["difference"]
     if comparison["verdict"] != "no difference":
         return f"{comparison['verdict']} by {abs(difference['value']):.2f} ({chance})"
@@ -132,6 +132,8 @@ def verdict(comparison: dict[str, Any]) -> str:
 def worth(figures: dict[str, Any]) -> tuple[str, str]:
     """(`good`, `bad` or `open`, a sentence): whether the drafter is faster than none, by the speedup's interval."""
     speedup = figures["speedup"]
+    if not figures["steps"]:
+        return "open", "Whether the drafter pays cannot be said: nothing was drafted."
     if speedup["low"] is None:
         return "open", "Whether the drafter pays cannot be said: there is no interval of its speedup."
     interval = f"{ends(speedup)} times its speed"
@@ -146,10 +148,13 @@ def worth(figures: dict[str, Any]) -> tuple[str, str]:
 
 
 def fastest(ways: dict[str, dict[str, Any]]) -> str:
-    """The greedy way that was measured to be the fastest: `static tree of 12, 1.31 [1.20, 1.42]`."""
-    greedy = {name: way["speedup"] for name, way in ways.items() if not way["temperature"]}
-    name = max(greedy, key=lambda way: greedy[way]["value"])
-    return f"{name}, {interval(greedy[name])}"
+    """The greedy way that was measured to be the fastest: `static tree of 12, 1.31 [1.20, 1.42] on 16 prompts`."""
+    greedy = {name: way for name, way in ways.items() if not way["temperature"]}
+    name = max(greedy, key=lambda way: greedy[way]["speedup"]["value"])
+    speedup = greedy[name]["speedup"]
+    if speedup["value"] <= 1:
+        return f"no drafter; with drafts {name}, {interval(speedup)}"
+    return f"{name}, {interval(speedup)} on {greedy[name]['prompts']} prompts"
 
 
 def _render(template: str, **values: Any) -> str:

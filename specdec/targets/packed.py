@@ -8,14 +8,12 @@ from weights that were laid out beforehand, hardly more than that of one. So a p
 import copyreg
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-
-SAMPLES = 256  # numbers of a weight by which a change is seen that its version does not tell
 
 
 def pack(model: nn.Module) -> None:
@@ -23,7 +21,8 @@ def pack(model: nn.Module) -> None:
 
     Nothing is changed where oneDNN lacks the data type, or where the copies would take more than half of the free
     memory. Weights that change are packed again: at the next call where torch notes the change, and when `pack` is
-    called again where it does not (`weight.data += ...`, as adapters are merged).
+    called again where it does not (`weight.data += ...`, as adapters are merged): seen where it is of a whole row or
+    column.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _takes(layer.weight)]
     layers = [layer for layer in layers if "forward" not in vars(layer)]
@@ -32,8 +31,8 @@ def pack(model: nn.Module) -> None:
         for layer in layers:
             layer.__class__ = PackedLinear
     for module in model.modules():
-        if isinstance(module, PackedLinear) and module in _packed and not _packed[module].holds(module.weight):
-            del _packed[module]
+        if isinstance(module, PackedLinear) and (packed := _packed.get(module)) and not packed.holds(module.weight):
+            _packed.pop(module, None)  # another thread may have taken it out
 
 
 def _takes(weight: Tensor) -> bool:
@@ -60,7 +59,7 @@ class PackedLinear(nn.Linear):
         if one_row and weight.dtype is torch.float32:  # nothing beats MKL's product with a vector
             return linear(input, weight, bias)
         packed = _packed.get(self)
-        if packed is None or packed.of != _name(weight):
+        if packed is None or not packed.is_of(weight):
             packed = _packed[self] = _Packed(weight)
         made: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed.weight, bias, "none", [], "")
         return made
@@ -74,22 +73,28 @@ class _Packed:
     """A weight's copy in oneDNN's layout, and what it was made of."""
 
     def __init__(self, weight: Tensor):
-        self.of = _name(weight)
+        self._weight, self._place, self._version = ref(weight), weight.data_ptr(), _version(weight)
         self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self._sample = _sampled(weight)
 
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether torch notes no change since. The memory alone tells nothing: freed, it is handed out again."""
+        same = self._weight() is weight and self._place == weight.data_ptr()
+        return same and self._version == _version(weight) and self.weight.dtype is weight.dtype
+
     def holds(self, weight: Tensor) -> bool:
-        return self.of == _name(weight) and torch.equal(self._sample, _sampled(weight))
+        return self.is_of(weight) and torch.equal(self._sample, _sampled(weight))
 
 
 _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 
-def _name(weight: Tensor) -> tuple[int, int, torch.dtype]:
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 def _sampled(weight: Tensor) -> Tensor:
-    """Numbers from all over the weight."""
-    every = max(1, weight.numel() // SAMPLES)
-    return weight.detach().flatten()[::every].clone()
+    """[max(rows, columns)]: a number of each row and of each column."""
+    rows, columns = weight.shape
+    places = torch.arange(max(rows, columns))
+    return weight.detach()[places % rows, places % columns]

@@ -51,7 +51,6 @@ class Target:
         self.identity = identity
         self.name = name
         self._body = model.base_model
-        self._passes = _PASSES.setdefault(model, threading.Lock())
         # transformers 5.24 calls it `cache`, earlier ones `past_key_values`.
         parameters = inspect.signature(self._body.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
@@ -71,7 +70,9 @@ class Target:
         self.hidden_size: int = text.hidden_size
         self.num_layers: int = text.num_hidden_layers
         self.vocab_size: int = self._head.weight.shape[0]
-        self.max_positions = _max_positions(text)
+        # Behind a window of its own that is too long to be looked at here, a base is not known to be right.
+        unseen = [size for size in self._own_windows.values() if size + 12 > _LONGEST_CHECK]
+        self.max_positions = min([_max_positions(text), *unseen])
         self.stop_ids = _stop_ids(model, tokenizer)
         self._scale = logit_scale(text)
         self._cap = next((getattr(text, n) for n in _CAPS if getattr(text, n, None)), None)
@@ -152,7 +153,12 @@ class Target:
 
     def lay_out(self) -> None:
         """On a CPU, the weights are laid out for passes over a few tokens (`packed.py`): again where they changed."""
-        pack(self.model)
+        with self._passes:
+            pack(self.model)
+
+    @property
+    def _passes(self) -> threading.Lock:
+        return _PASSES.setdefault(self.model, threading.Lock())
 
     def fixed_cache(self, length: int, step: int) -> FixedCache:
         """An empty cache for contexts of `length` tokens, read `step` tokens at once: see FixedCache.
@@ -332,7 +338,9 @@ class Target:
         try:
             self.forward(ids[None, :3], cache=cache)
             tree = self.forward_tree(ids[None, 3:], sees, cache).hidden[0]
-        except Exception as error:  # noqa: BLE001 - an architecture that takes no such mask raises what it likes
+        except Exception as error:
+            if _lacks_memory(error):
+                raise
             raise ModelError(
                 f"{self.name} ({self.model.config.model_type}) takes no mask of a draft tree "
                 f"({first_line(error)}): draft chains"
@@ -350,9 +358,9 @@ class Target:
     def check_cache(self) -> None:
         """Raises ModelError unless passes behind a cache that was cut back say what one pass says."""
         windows = (size + 12 for size in self._own_windows.values())
-        count = min(self.max_positions, self.vocab_size, _LONGEST_CHECK, max([12, *windows]))
+        count = min(self.max_positions, max([12, *windows]))
         start, block, ones = count // 2, max(1, count // 4), max(count // 2 + 1, count - 3)
-        ids = torch.arange(count, device=self.device)[None]
+        ids = torch.arange(count, device=self.device)[None] % self.vocab_size
         wanted = self.forward(ids).hidden[0]
         try:
             cache = GrowingCache()
@@ -361,9 +369,9 @@ class Target:
             self.crop(cache, start)
             read.append(self.forward(ids[:, start:ones], cache=cache).hidden[0])
             read += [self.forward(ids[:, i : i + 1], cache=cache).hidden[0] for i in range(ones, count)]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an architecture with another kind of cache raises what it likes
+        except Exception as error:
+            if _lacks_memory(error):
+                raise
             raise ModelError(
                 f"{self.name} ({self.model.config.model_type}) cannot take back what it has read "
                 f"({first_line(error)}), so drafts cannot be verified: choose a base of attention layers"
@@ -412,7 +420,13 @@ class _Listening:
         self._heard: dict[int, Tensor] = {}
 
     def __enter__(self) -> dict[int, Tensor]:
-        self._hooks = [self._hook(i) for i in self._wanted]
+        self._hooks: list[Any] = []
+        try:
+            for i in self._wanted:
+                self._hooks.append(self._hook(i))
+        except BaseException:  # an interrupt comes where it likes
+            self.__exit__()
+            raise
         return self._heard
 
     def __exit__(self, *_: object) -> None:
@@ -430,6 +444,11 @@ class _Listening:
         if i == 0:
             return self._modules[0].register_forward_pre_hook(keep, with_kwargs=True)
         return self._modules[i - 1].register_forward_hook(keep, with_kwargs=True)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch says so of a GPU by its type, of a CPU by its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def logit_scale(text: Any) -> float:

@@ -97,7 +97,7 @@ def test_evaluate(target: Target, base_folder: Path, tmp_path: Path) -> None:
     code, _, err = specdec(tmp_path, *command, "--output", "afile/report")
     assert (code, err) == (
         2,
-        "specdec: error: --output afile/report cannot be made there (File exists): name another folder\n",
+        "specdec: error: --output afile/report cannot be made there (File exists): name another place\n",
     )
     code, _, err = specdec(tmp_path, *command, "--output", "report")
     assert (code, err) == (2, "specdec: error: --output report is there already: remove it, or name another folder\n")

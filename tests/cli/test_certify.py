@@ -54,6 +54,9 @@ def test_the_page_the_file_and_the_exit_code(
     assert (written["prompts"], written["skipped"], written["deployment"]) == (2, 1, "bfloat16")
     assert run(monkeypatch, *where, *small) == 2
     assert f"--output {files / 'certificate.json'} is there already: remove it, or name" in capsys.readouterr().err
+    inside = str(files / "certificate.json" / "c.json")
+    assert run(monkeypatch, *where, "--output", inside) == 2
+    assert f"--output {inside} cannot be made there (File exists): name another place" in capsys.readouterr().err
     few = ["--max-new-tokens", "4", "--tokens", "8", "--dtype", "float32", "--output", str(files / "few.json")]
     assert run(monkeypatch, *where, *few) == 1
     out, _ = capsys.readouterr()

@@ -8,10 +8,13 @@ from scipy.stats import chisquare
 from transformers import TextStreamer
 from transformers.generation import (
     EosTokenCriteria,
+    LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from specdec.decoding import custom_generate
@@ -109,12 +112,40 @@ def test_it_samples_as_asked(target: Target, sample_drafts: bool) -> None:
         ({"num_beams": 2}, "num_beams=2"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate=True"),
+        ({"inputs_embeds": torch.zeros(1, 7, 64)}, "inputs_embeds"),
+        (
+            {
+                "do_sample": True,
+                "logits_processor": LogitsProcessorList([TopPLogitsWarper(0.5, min_tokens_to_keep=3)]),
+            },
+            "min_tokens_to_keep of top_p",
+        ),
     ],
 )
 def test_what_it_cannot_keep_to_is_refused(target: Target, choices: dict[str, Any], told: str) -> None:
     drafter = new_drafter(target, medusa_settings())
     with pytest.raises(ConfigError, match=f"custom_generate cannot keep to {told}"):
         generated(target, custom_generate=custom_generate(drafter), **choices)
+
+
+@pytest.mark.parametrize(
+    "processors",
+    [
+        [TopPLogitsWarper(0.5), TemperatureLogitsWarper(5.0)],
+        [TemperatureLogitsWarper(9.0), TemperatureLogitsWarper(0.1)],
+    ],
+)
+def test_samplers_in_another_order_or_twice_are_refused(target: Target, processors: list[Any]) -> None:
+    decode = custom_generate(new_drafter(target, medusa_settings()))
+    given = {"do_sample": True, "logits_processor": LogitsProcessorList(processors)}
+    with pytest.raises(ConfigError, match="one each of temperature, top_k and top_p, in this order"):
+        generated(target, custom_generate=decode, **given)
+
+
+def test_positions_of_ones_own_are_refused(target: Target) -> None:
+    decode = custom_generate(new_drafter(target, medusa_settings()))
+    with pytest.raises(ConfigError, match="counts positions from 0: leave position_ids out"):
+        generated(target, custom_generate=decode, position_ids=torch.arange(5, 12)[None])
 
 
 def test_one_sequence_without_padding(target: Target) -> None:

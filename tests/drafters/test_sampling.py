@@ -42,7 +42,8 @@ def test_what_ties_with_the_last_of_top_k_stays() -> None:
 
 def test_no_temperature_is_too_low() -> None:
     logits = torch.tensor([[30.0, -20.0, 29.0]])
-    assert torch.equal(Sampling(1e-38).probabilities(logits), torch.tensor([[1.0, 0.0, 0.0]]))
+    for least in (Sampling(1e-38), Sampling(1e-46), Sampling(1.0, top_p=1e-46)):
+        assert torch.equal(least.probabilities(logits), torch.tensor([[1.0, 0.0, 0.0]]))
 
 
 def test_nucleus_keeps_the_smallest_set() -> None:

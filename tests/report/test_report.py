@@ -10,6 +10,7 @@ import pytest
 from specdec.evaluation.measure import PromptMeasurement
 from specdec.report import Report, write_comparison, write_prompts_report, write_report
 from specdec.report.content import Example, examples
+from specdec.report.page import fastest
 from specdec.targets import Target
 
 NUMBER = {"value": 1.5, "low": 1.4, "high": 1.6}
@@ -86,11 +87,11 @@ def test_one_page_that_loads_nothing(tmp_path: Path) -> None:
     assert "<script>" not in page
     assert "<mark>&lt;i&gt;so&lt;/i&gt;</mark>" in page
     assert "1.50 [1.40, 1.60]" in page
-    assert "1.20 (one prompt: no interval)" in page
+    assert "1.20 (too few prompts: no interval)" in page
     assert r"| $x^{$ a\|b |" in (tmp_path / "report.md").read_text()
     assert "better by 0.25 (p 0.001)" in page
     assert "no difference shown (-0.10 to +0.10, p 0.7)" in page
-    assert "no difference shown (one prompt)" in page
+    assert "no difference shown (too few prompts)" in page
     assert "No &lt;i&gt;trees&lt;/i&gt;." in page
     assert "<td>&lt;tree&gt;</td>" in page
     for name in ("positions.png", "categories.png", "ways.png", "training.png"):
@@ -124,6 +125,17 @@ def test_where_nothing_was_drafted_nothing_is_shown_to_be_lossless(tmp_path: Pat
     page = (tmp_path / "report.html").read_text()
     assert "nothing drafted</b>" in page
     assert "lossless</b>" not in page
+    assert "Whether the drafter pays cannot be said: nothing was drafted." in page
+
+
+def test_the_fastest_way_may_be_none() -> None:
+    def way(value: float, prompts: int = 9, temperature: float = 0.0) -> dict[str, Any]:
+        speedup = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {"speedup": speedup, "temperature": temperature, "prompts": prompts}
+
+    assert fastest({"a": way(0.9), "b": way(0.8)}) == "no drafter; with drafts a, 0.90 [0.80, 1.00]"
+    ways = {"a": way(1.2), "tree": way(1.3, 4), "c": way(1.5, temperature=1.0)}
+    assert fastest(ways) == "tree, 1.30 [1.20, 1.40] on 4 prompts"
 
 
 def with_files() -> Report:

@@ -1,9 +1,11 @@
 """Bases that cannot be decoded with drafters, or not with trees, are refused by name, not served wrongly."""
 
+import copy
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,42 @@ def test_what_cannot_take_back_a_draft_is_no_base(
         Target.from_pretrained(tmp_path, dtype, "cpu")
 
 
+def test_behind_a_window_that_is_too_long_to_try_there_is_no_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to there what cuts it by itself is right: everything is seen."""
+    monkeypatch.setitem(families.FAMILIES, "doge", ("DogeForCausalLM", {"keep_window_size": 1100}))
+    families.write_family(tmp_path, "doge", max_position_embeddings=2048)
+    assert Target.from_pretrained(tmp_path, device="cpu").max_positions == 1100
+
+
+def test_a_window_longer_than_the_vocabulary_is_looked_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.FAMILIES, "doge", ("DogeForCausalLM", {"keep_window_size": 1000}))
+    families.write_family(tmp_path, "doge", max_position_embeddings=2048)
+    with pytest.raises(ModelError, match="so drafts cannot be verified"):
+        Target.from_pretrained(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_memory_that_is_short_is_no_fault_of_the_base(
+    target: Target, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Target, "crop", short)
+    with pytest.raises(type(error), match=str(error)):
+        target.check_cache()
+    monkeypatch.setattr(target, "_trees_checked", False)
+    monkeypatch.setattr(Target, "forward_tree", short)
+    with pytest.raises(type(error), match=str(error)):
+        target.check_trees()
+
+
 @pytest.mark.parametrize("family", CHAINS_ONLY)
 def test_what_keeps_to_no_mask_takes_chains(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture, own, said = CHAINS_ONLY[family]
@@ -79,6 +117,43 @@ def test_several_threads_may_decode_with_one_base(target: Target) -> None:
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             assert list(pool.map(lambda prompt: generate(target, drafter, prompt, 40), prompts)) == wanted
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_several_threads_may_begin_when_weights_have_changed(target: Target) -> None:
+    own = copy.deepcopy(target)
+
+    def begin(_thread: int) -> None:
+        for _ in range(30):
+            with torch.inference_mode():
+                own.forward(torch.arange(4)[None], cache=own.new_cache())
+            own.output_weight.data.mul_(1.001)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(begin, range(8)))
+
+
+def test_a_copy_of_a_drafter_has_a_base_of_its_own(target: Target) -> None:
+    drafter = moved(target, "eagle3")
+    other = copy.deepcopy(drafter)
+    assert other.target.model is not target.model
+    assert (
+        generate(other.target, other, [1, 4, 40], 9).token_ids == generate(target, drafter, [1, 4, 40], 9).token_ids
+    )
+
+
+def test_an_interrupt_leaves_no_listener_behind(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = target.decoder_layers
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(modules[1], "register_forward_hook", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        target.forward(torch.arange(4)[None], layers=(1, 2))
+    assert not any(module._forward_hooks for module in modules)
+    monkeypatch.undo()
+    assert target.forward(torch.arange(4)[None], layers=(1, 2)).auxiliary is not None
 
 
 @pytest.mark.usefixtures("hasty_threads")

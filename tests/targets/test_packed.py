@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import linear
 
 from specdec.targets import Target
@@ -126,6 +127,31 @@ def test_a_change_that_leaves_no_mark_is_seen_when_decoding_begins() -> None:
         one.weight.data += 0.1
         pack(one)
         torch.testing.assert_close(one(rows), linear(rows, one.weight))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(256, 128), (128, 256), (1024, 64), (300, 200)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_of_such_a_change_one_row_or_column_is_enough(rows: int, columns: int, axis: int) -> None:
+    one, given = layer(rows, columns, False), torch.randn(3, columns)
+    pack(one)
+    with torch.inference_mode():
+        for place in (0, 1, one.weight.shape[axis] - 1):
+            one(given)
+            one.weight.data.select(axis, place).fill_(9.0)
+            pack(one)
+            torch.testing.assert_close(one(given), linear(given, one.weight))
+
+
+def test_another_weight_in_the_same_memory_is_another_weight() -> None:
+    one, rows = layer(64, 48, False), torch.randn(3, 48)
+    pack(one)
+    with torch.inference_mode():
+        for _ in range(20):
+            one.weight = None  # type: ignore[assignment]
+            one.weight = nn.Parameter(torch.randn(64, 48))
+            torch.testing.assert_close(one(rows), linear(rows, one.weight))
+            scaled = {"weight": torch.randn(64, 48)}
+            torch.testing.assert_close(functional_call(one, scaled, rows), linear(rows, scaled["weight"]))
 
 
 def test_under_autocast_torch_computes() -> None:
