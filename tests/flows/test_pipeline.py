@@ -42,7 +42,11 @@ def parents(toy: Toy) -> list[str]:
     return [status for (status,) in rows]
 
 
-TOGETHER = "echo + >> {0} && sleep 1 && echo - >> {0}"
+ALONE = "echo + >> alone && sleep 1 && echo - >> alone"
+TOGETHER = (  # each waits for the other one to begin
+    "echo + >> together; for _ in $(seq 120); do test $(wc -l < together) -ge 2 && break; sleep 0.5; done; "
+    "echo - >> together"
+)
 FLAKY = "sh -c 'echo try >> tries; test $(wc -l < tries) -ge 3 || exit 75'"
 TALKS = r"printf '[   3.2s] half an hour\n50%%\rdone 100%%\r\n'; sleep 3; echo late"
 INTERVAL = {"value": 1.834, "low": 1.7, "high": 1.96}
@@ -69,10 +73,10 @@ def finished(shared_toy: Toy) -> Run:
     """Independent, exclusive, flaky and slow stages, none of which fails for good, and results to show."""
     shared_toy.stages(
         last=stage("last", "alone1", "alone2"),
-        alone1=stage("alone1", "one", "two", cmd=TOGETHER.format("alone"), exclusive=True),
-        alone2=stage("alone2", "one", "two", cmd=TOGETHER.format("alone"), exclusive=True),
-        one=stage("one", cmd=TOGETHER.format("together")),
-        two=stage("two", cmd=TOGETHER.format("together")),
+        alone1=stage("alone1", "one", "two", cmd=ALONE, exclusive=True),
+        alone2=stage("alone2", "one", "two", cmd=ALONE, exclusive=True),
+        one=stage("one", cmd=TOGETHER),
+        two=stage("two", cmd=TOGETHER),
         flaky=stage("flaky", "last", cmd=FLAKY, retries=2, retry_delay=0.1),
         talks=stage("talks", "last", cmd=TALKS),
     )
@@ -147,9 +151,7 @@ def test_what_is_up_to_date_is_skipped_and_said(finished: Run) -> None:
 def test_nothing_to_do_starts_nothing(toy: Toy) -> None:
     toy.stages(first=stage("first"))
     toy.dvc("repro", "-q")
-    started = time.monotonic()
     code, output = toy.without_server().run()
-    assert time.monotonic() - started < 12
     assert code == 0
     assert "first: up to date" in output
     assert "no Prefect server was started" in output

@@ -46,6 +46,7 @@ def test_it_writes_the_receipt(project: Path) -> None:
     assert "one: registered as version 1 of specdec-base" in out
 
 
+@pytest.mark.soak
 def test_killed_at_a_random_moment_it_completes(project: Path) -> None:
     process = start(project)
     assert process.stdout is not None

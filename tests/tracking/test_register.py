@@ -364,9 +364,13 @@ WRITES = [
     ("set_registered_model_alias", 1, True),  # previous
     ("set_registered_model_alias", 2, True),  # champion
 ]
+FEW_WRITES = [WRITES[1], WRITES[5], WRITES[10]]
 
 
-@pytest.mark.parametrize(("write", "call", "replacing"), WRITES)
+@pytest.mark.parametrize(
+    ("write", "call", "replacing"),
+    [case if case in FEW_WRITES else pytest.param(*case, marks=pytest.mark.soak) for case in WRITES],
+)
 def test_killed_before_any_write_it_completes_next_time(
     project: Path, store: Store, monkeypatch: pytest.MonkeyPatch, write: str, call: int, replacing: bool
 ) -> None:
