@@ -32,7 +32,7 @@ def pack(model: nn.Module) -> None:
             layer.__class__ = PackedLinear
     for module in model.modules():
         if isinstance(module, PackedLinear) and (packed := _packed.get(module)) and not packed.holds(module.weight):
-            _packed.pop(module, None)  # another thread may have taken it out
+            del _packed[module]
 
 
 def _takes(weight: Tensor) -> bool:

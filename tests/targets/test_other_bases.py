@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,16 +122,22 @@ def test_several_threads_may_decode_with_one_base(target: Target) -> None:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_several_threads_may_begin_when_weights_have_changed(target: Target) -> None:
-    own = copy.deepcopy(target)
+    own, count = copy.deepcopy(target), 8
+    together = threading.Barrier(count)
 
-    def begin(_thread: int) -> None:
-        for _ in range(30):
+    def begin(thread: int) -> None:
+        for _ in range(20):
+            if thread == 0:
+                for weight in own.model.parameters():
+                    weight.data.mul_(1.001)
+            together.wait(60)
+            cache = own.new_cache()
             with torch.inference_mode():
-                own.forward(torch.arange(4)[None], cache=own.new_cache())
-            own.output_weight.data.mul_(1.001)
+                own.forward(torch.arange(4)[None], cache=cache)
+            together.wait(60)
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(begin, range(8)))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(begin, range(count)))
 
 
 def test_a_copy_of_a_drafter_has_a_base_of_its_own(target: Target) -> None:
