@@ -68,7 +68,7 @@ MUTANTS = [
     Mutant(generation, "_run", CROP, "pass", ("cache, chain", "greedy, chain")),
     Mutant(generation, "_run", CROP, f"{CROP[:-1]} + (accepted < len(draft.token_ids)))", ("cache, chain",)),
     Mutant(sampling, "nucleus", ">= top_p", "> top_p", ("law of a token",)),
-    Mutant(Sampling, "probabilities", "logits / self.temperature", "logits", ("law of a token",)),
+    Mutant(Sampling, "probabilities", "logits / temperature", "logits", ("law of a token",)),
     Mutant(Verifier, "choose", "self.sampling.probabilities(logits)", "logits.softmax(-1)", SAMPLED[:1], (), 600),
     Mutant(
         Verifier,
