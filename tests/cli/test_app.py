@@ -1,34 +1,23 @@
 """The command line: the committed profiles, an answer with a drafter, errors in one line."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from specdec.cli.app import main
 from specdec.drafters import new_drafter
 from specdec.targets import Target
+from tests.cli.process import run
 from tests.settings import medusa_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def specdec(cwd: Path, *arguments: str) -> tuple[int, str, str]:
-    """In this process: a new one takes seconds to import torch."""
-    out, error = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(error),
-        mock.patch("sys.argv", ["specdec", *arguments]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return int(ended.value.code or 0), out.getvalue(), error.getvalue()
+    done = run(cwd, *arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture

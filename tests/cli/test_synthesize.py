@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from specdec.io import read_jsonl
+from tests.cli.process import run
 from tests.synthesis.scripted import KEY, Scripted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,24 +44,16 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def specdec(tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command in a process of its own; keywords change its environment."""
+    """Runs the command; keywords change its environment."""
 
-    def run(*arguments: object, **environment: str) -> Any:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SPECDEC_")}
-        ran = subprocess.run(
-            [sys.executable, "-c", "from specdec.cli import main; main()", "synthesize", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**inherited, "PYTHONPATH": str(ROOT), "SPECDEC_API_KEY": KEY, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    def ask(*arguments: object, **environment: str) -> Any:
+        ran = run(tmp_path, "synthesize", *arguments, **{"SPECDEC_API_KEY": KEY, **environment})
         assert KEY not in ran.stdout + ran.stderr
         assert WRONG not in ran.stdout + ran.stderr
         assert "Traceback" not in ran.stderr
         return ran
 
-    return run
+    return ask
 
 
 def refused(ran: Any, code: int = 2) -> str:
