@@ -19,7 +19,8 @@ from specdec.cli.clean import Found, alone, look, remove_all, show
 from specdec.cli.dvc_cache import cache_removal, check_idle
 from specdec.errors import ConfigError, SpecdecError, TransientError
 from specdec.room import Removal, need_room, shown_size, size_of
-from tests.tracking.example import REPOSITORY, mlflow_tables, params, settings, write_results
+from tests.cli.process import run
+from tests.tracking.example import mlflow_tables, params, settings, write_results
 
 WORK = {
     "features": ("a" * 16, "b" * 16, "c" * 16),
@@ -287,24 +288,19 @@ def test_shown(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(project: Path) -> None:
-    def run(*options: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "specdec", "clean", *options]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
     before = size_of(project / ".dvc/cache")
-    shown = run()
+    shown = run(project, "clean")
     assert shown.returncode == 0, shown.stderr
     assert "3 objects of .dvc/cache" in shown.stdout
     assert "nothing was removed: --yes does" in shown.stdout
     assert size_of(project / ".dvc/cache") == before
-    done = run("--yes")
+    done = run(project, "clean", "--yes")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "removed: 3 objects of .dvc/cache\n"
     assert size_of(project / ".dvc/cache") < before
-    assert "nothing can go" in run().stdout
+    assert "nothing can go" in run(project, "clean").stdout
     (project / "dvc.yaml").unlink()
-    refused = run("--yes")
+    refused = run(project, "clean", "--yes")
     assert refused.returncode == ConfigError("").exit_code
     assert refused.stderr.startswith("specdec: error: ")
 

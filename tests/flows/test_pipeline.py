@@ -255,7 +255,7 @@ def until(condition: Any, seconds: float) -> bool:
 STUBBORN = "setsid sh -c 'while true; do echo x >> beat; sleep 0.1; done'"
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_nothing_is_left_behind_when_it_is_interrupted(toy: Toy, end: signal.Signals) -> None:
     process = start_endless(toy)
     process.send_signal(end)

@@ -1,7 +1,5 @@
 """Versions, promotion by hand and the way back, against a real MLflow."""
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from specdec.tracking import promotion, release
 from specdec.tracking.register import register
 from specdec.tracking.release import list_versions, promote_by_hand, rollback
 from specdec.tracking.store import Store
+from tests.cli.process import run
 from tests.tracking.example import IDENTITY, params, write_drafter, write_figures, write_json
 
 NAME = "specdec-base"
@@ -173,13 +172,10 @@ def test_one_that_was_killed_half_way_is_finished_and_not_undone(
 
 
 def test_on_the_command_line(registered: Path, store: Store) -> None:
-    def run(*command: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, "-m", "specdec", *command], capture_output=True, text=True)
-
-    refused = run("promote", "3")
+    refused = run(registered, "promote", "3")
     assert refused.returncode == TrackingError("").exit_code
     assert refused.stderr.startswith("specdec: error: version 3 of specdec-base misses a gate")
-    promoted = run("promote", "1")
+    promoted = run(registered, "promote", "1")
     assert promoted.returncode == 0, promoted.stderr
     assert promoted.stdout.startswith("version 1 of specdec-base is the champion now")
     assert aliases(store)["champion"] == "1"
