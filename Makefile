@@ -12,8 +12,7 @@ VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 VLLM_STAMP := $(VLLM)/.installed
 
 # Long tests start processes of their own that work; of the others some wait, so three keep two cores at work.
-# Files come in their order: xdist's own has those of few, long tests last, when one core alone works.
-SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n
+SIDE_BY_SIDE := --dist loadfile -n
 
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
