@@ -35,9 +35,8 @@ DRAFTERS = ("one", "two")
 
 def make_project(root: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two untrained Medusa drafters on 8 prompts; the working directory from here on."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SPECDEC_EXECUTION", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
     root.mkdir()
+    work_in(root, monkeypatch)
     shutil.copy(mlflow_tables(), root / "mlflow.db")
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "params.yaml").write_text(yaml.safe_dump(settings(evaluate=EVALUATE)))
@@ -49,8 +48,13 @@ def make_project(root: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         write_drafter(root / "models/drafters" / name, root / "models/base", seed)
         (root / "metrics/train").mkdir(parents=True, exist_ok=True)
         (root / f"metrics/train/{name}.csv").write_text("step,loss,validation/acceptance_length\n1,2.0,1.1\n")
-    monkeypatch.chdir(root)
     return root
+
+
+def work_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SPECDEC_EXECUTION", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(root)
 
 
 def write_base_with_record(root: Path, base: Path) -> None:

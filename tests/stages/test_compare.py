@@ -21,7 +21,7 @@ from specdec.tracking.register import register
 from specdec.tracking.rival import reigning
 from specdec.tracking.store import connect
 from stages import compare
-from tests.stages.measured import DRAFTERS, make_project, write_base_with_record, write_drafter
+from tests.stages.measured import DRAFTERS, make_project, work_in, write_base_with_record, write_drafter
 from tests.tiny import write_base
 from tests.tracking.example import write_figures
 
@@ -29,11 +29,20 @@ NAME = "specdec-base"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = make_project(tmp_path / "project", base_folder, monkeypatch)
-    measure_all(made)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    """Made once: measuring takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = make_project(tmp_path_factory.mktemp("measured") / "project", base_folder, patch)
+        measure_all(made)
     return made
+
+
+@pytest.fixture
+def project(tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(measured, tmp_path / "project")
+    work_in(tmp_path / "project", monkeypatch)
+    return tmp_path / "project"
 
 
 def measure_all(project: Path) -> None:
