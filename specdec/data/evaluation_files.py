@@ -42,22 +42,20 @@ def turns_of(row: dict[str, Any]) -> list[str]:
 
 def of_categories_in_turn(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
     """`count` rows, of each category as many as of the others where it has them, in the file's order; None: all."""
-    seen: Counter[str] = Counter()
-    ranked = []
-    for place, row in enumerate(rows):
-        ranked.append((seen[row["category"]], place))
-        seen[row["category"]] += 1
-    return [rows[place] for place in sorted(place for _, place in sorted(ranked)[:count])]
+    first = sorted(range(len(rows)), key=_numbers(rows).__getitem__)[:count]  # a stable order
+    return [rows[place] for place in sorted(first)]
 
 
 def first_of_each_category(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
     """The first `count` rows of each category, in the file's order; None: all."""
-    if count is None:
-        return rows
+    return [row for row, n in zip(rows, _numbers(rows), strict=True) if count is None or n < count]
+
+
+def _numbers(rows: list[dict[str, Any]]) -> list[int]:
+    """How many rows of its category stand in front of each row."""
     seen: Counter[str] = Counter()
-    kept = []
+    numbers = []
     for row in rows:
+        numbers.append(seen[row["category"]])
         seen[row["category"]] += 1
-        if seen[row["category"]] <= count:
-            kept.append(row)
-    return kept
+    return numbers

@@ -106,9 +106,9 @@ def steps(
         raise DataError(
             f"the prompt has {len(prompt_ids)} tokens: {target.name} takes 1 to {target.max_positions - 1}"
         )
-    known = range(target.embedding_weight.shape[0])
-    if unknown := [token for token in prompt_ids if token not in known]:
-        raise DataError(f"the prompt has the token {unknown[0]}: {target.name} knows 0 to {known[-1]}")
+    known = target.embedding_weight.shape[0]
+    if unknown := [token for token in prompt_ids if not 0 <= token < known]:
+        raise DataError(f"the prompt has the token {unknown[0]}: {target.name} knows 0 to {known - 1}")
     if sample_drafts and isinstance(tree, Tree):
         raise ConfigError("sampled drafts need a chain or a static tree: a dynamic one keeps the likely draws only")
     if sample_drafts and typical:

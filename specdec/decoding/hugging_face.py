@@ -26,7 +26,8 @@ from specdec.drafters import Drafter, Sampling, Shape
 from specdec.errors import ConfigError
 
 _SAMPLERS = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
-_KEPT = {
+# What `generate` hands on by itself: none of it changes the tokens.
+_OWN = {
     "attention_mask",
     "position_ids",
     "cache",
@@ -107,14 +108,12 @@ def _check(
     if places is not None and places.flatten().tolist() != list(range(input_ids.shape[1])):
         raise ConfigError("custom_generate counts positions from 0: leave position_ids out")
     for name, value in model_kwargs.items():
-        if name not in _KEPT and value is not None:
+        if name not in _OWN and value is not None:
             raise ConfigError(f"custom_generate cannot keep to {name}: leave it out")
 
 
 def _sampling(processors: LogitsProcessorList, sampled: bool) -> Sampling:
     found: dict[str, Any] = {"temperature": 1.0} if sampled else {}
-    kinds = list(_SAMPLERS)
-    last = -1
     for processor in processors:
         name = _SAMPLERS.get(type(processor))
         if name is None or not sampled:
@@ -122,12 +121,12 @@ def _sampling(processors: LogitsProcessorList, sampled: bool) -> Sampling:
                 f"custom_generate cannot keep to the logits processor {type(processor).__name__}: leave out the "
                 "setting of `generate` that it comes from"
             )
-        if kinds.index(type(processor)) <= last:
-            raise ConfigError("custom_generate takes one each of temperature, top_k and top_p, in this order")
-        last = kinds.index(type(processor))
         if getattr(processor, "min_tokens_to_keep", 1) != 1:
             raise ConfigError(f"custom_generate cannot keep to min_tokens_to_keep of {name}: leave it out")
         found[name] = getattr(processor, name)
+    kinds = [type(processor) for processor in processors]
+    if kinds != [kind for kind in _SAMPLERS if kind in kinds]:
+        raise ConfigError("custom_generate takes one each of temperature, top_k and top_p, in this order")
     return Sampling(**found)
 
 

@@ -29,7 +29,7 @@ _SCALES = {"logit_scale": lambda x: x, "logits_scaling": lambda x: 1 / x}
 _CAPS = ("final_logit_softcapping",)
 # Windows that families cut by themselves, by the number of rows in the cache: masks of trees do not reach them.
 _OWN_WINDOWS = ("window_size", "keep_window_size", "attention_chunk_size")
-_LONGEST_CHECK = 1024  # tokens that are read at once to see what is behind such a window
+_LONGEST_CHECK = 1000  # the longest such window that is looked behind when a base is loaded
 # One pass of a model at a time, whatever the threads: torch's hooks do not bear being set during another's pass.
 _PASSES: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
 
@@ -71,7 +71,7 @@ class Target:
         self.num_layers: int = text.num_hidden_layers
         self.vocab_size: int = self._head.weight.shape[0]
         # Behind a window of its own that is too long to be looked at here, a base is not known to be right.
-        unseen = [size for size in self._own_windows.values() if size + 12 > _LONGEST_CHECK]
+        unseen = [size for size in self._own_windows.values() if size > _LONGEST_CHECK]
         self.max_positions = min([_max_positions(text), *unseen])
         self.stop_ids = _stop_ids(model, tokenizer)
         self._scale = logit_scale(text)
@@ -338,7 +338,7 @@ class Target:
         try:
             self.forward(ids[None, :3], cache=cache)
             tree = self.forward_tree(ids[None, 3:], sees, cache).hidden[0]
-        except Exception as error:
+        except Exception as error:  # an architecture that takes no such mask raises what it likes
             if _lacks_memory(error):
                 raise
             raise ModelError(
@@ -357,8 +357,8 @@ class Target:
     @torch.inference_mode()
     def check_cache(self) -> None:
         """Raises ModelError unless passes behind a cache that was cut back say what one pass says."""
-        windows = (size + 12 for size in self._own_windows.values())
-        count = min(self.max_positions, max([12, *windows]))
+        windows = (size for size in self._own_windows.values() if size <= _LONGEST_CHECK)
+        count = min(self.max_positions, 12 + max(windows, default=0))
         start, block, ones = count // 2, max(1, count // 4), max(count // 2 + 1, count - 3)
         ids = torch.arange(count, device=self.device)[None] % self.vocab_size
         wanted = self.forward(ids).hidden[0]
@@ -369,7 +369,7 @@ class Target:
             self.crop(cache, start)
             read.append(self.forward(ids[:, start:ones], cache=cache).hidden[0])
             read += [self.forward(ids[:, i : i + 1], cache=cache).hidden[0] for i in range(ones, count)]
-        except Exception as error:
+        except Exception as error:  # an architecture with another kind of cache raises what it likes
             if _lacks_memory(error):
                 raise
             raise ModelError(

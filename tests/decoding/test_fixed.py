@@ -147,7 +147,7 @@ def test_compiled_it_ends_where_the_context_does(
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
-@pytest.mark.parametrize(("choice", "form", "sampling"), EACH)
+@pytest.mark.parametrize(("choice", "form", "sampling"), COMPILED)
 def test_the_real_compiler_says_the_same(target: Target, choice: str, form: str, sampling: Sampling) -> None:
     check_compiled(target, choice, PROMPTS, 60, form, sampling)
 

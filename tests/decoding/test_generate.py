@@ -194,6 +194,14 @@ def test_prompts_that_do_not_fit(target: Target, prompt: list[int]) -> None:
         generate(target, None, prompt, 5)
 
 
+@pytest.mark.parametrize("token", ["first unknown", -1])
+def test_tokens_that_the_base_does_not_know(target: Target, token: Any) -> None:
+    token = target.vocab_size if token == "first unknown" else token
+    with pytest.raises(DataError, match=f"has the token {token}: base knows 0 to {target.vocab_size - 1}"):
+        generate(target, None, [1, token, 5], 5)
+    assert generate(target, None, [1, target.vocab_size - 1, 5], 5).token_ids
+
+
 def test_streaming_gives_the_same_tokens(target: Target) -> None:
     truth = generate(target, None, PROMPT, 20).token_ids
     streamed = list(steps(target, Oracle(truth, [1] * 9, 3, target.vocab_size), PROMPT, 20))

@@ -54,10 +54,18 @@ def test_what_cannot_take_back_a_draft_is_no_base(
 def test_behind_a_window_that_is_too_long_to_try_there_is_no_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to there what cuts it by itself is right: everything is seen."""
+    """Up to there what cuts it by itself is right: everything is seen. Loading reads no such text."""
+    lengths, forward = [], Target.forward
+
+    def noted(self: Target, token_ids: torch.Tensor, *further: Any, **named: Any) -> Any:
+        lengths.append(token_ids.shape[1])
+        return forward(self, token_ids, *further, **named)
+
+    monkeypatch.setattr(Target, "forward", noted)
     monkeypatch.setitem(families.FAMILIES, "doge", ("DogeForCausalLM", {"keep_window_size": 1100}))
     families.write_family(tmp_path, "doge", max_position_embeddings=2048)
     assert Target.from_pretrained(tmp_path, device="cpu").max_positions == 1100
+    assert max(lengths) <= 12
 
 
 def test_a_window_longer_than_the_vocabulary_is_looked_behind(
@@ -177,3 +185,16 @@ def test_several_threads_may_read_with_one_base_at_once(target: Target) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(all(equal) for equal in pool.map(read, range(8)))
+
+
+def test_passes_of_the_model_in_another_thread_are_not_heard(target: Target) -> None:
+    ids = torch.arange(4)[None]
+    wanted = target.forward(ids, layers=(1, 2)).auxiliary
+
+    def elsewhere(*_: Any) -> None:
+        hook.remove()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(target.model, torch.arange(9)[None]).result()
+
+    hook = target.decoder_layers[-1].register_forward_pre_hook(elsewhere)
+    assert torch.equal(target.forward(ids, layers=(1, 2)).auxiliary, wanted)
