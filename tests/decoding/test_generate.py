@@ -1,6 +1,7 @@
 """Generation: plain equals transformers' own, and no drafter, however wrong, changes a token."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ def test_prompts_that_do_not_fit(target: Target, prompt: list[int]) -> None:
 @pytest.mark.parametrize("token", ["first unknown", -1])
 def test_tokens_that_the_base_does_not_know(target: Target, token: Any) -> None:
     token = target.vocab_size if token == "first unknown" else token
-    with pytest.raises(DataError, match=f"has the token {token}: base knows 0 to {target.vocab_size - 1}"):
+    with pytest.raises(DataError, match=f"has the token {token}: {target.name} knows 0 to {target.vocab_size - 1}"):
         generate(target, None, [1, token, 5], 5)
     assert generate(target, None, [1, target.vocab_size - 1, 5], 5).token_ids
 

@@ -4,7 +4,7 @@ import copy
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,23 @@ def test_several_threads_may_read_with_one_base_at_once(target: Target) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(all(equal) for equal in pool.map(read, range(8)))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_pass_waits_for_that_of_another_thread(target: Target, fixed: bool) -> None:
+    ids, cache = torch.arange(4)[None], target.fixed_cache(8, 4) if fixed else None
+    other: list[Future[Any]] = []
+
+    def meanwhile(*_: Any) -> None:
+        hook.remove()
+        other.append(pool.submit(target.forward, ids, layers=(1, 2)))
+        with pytest.raises(TimeoutError):
+            other[0].result(timeout=0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        hook = target.decoder_layers[-1].register_forward_pre_hook(meanwhile)
+        target.forward(ids, cache=cache, layers=(1, 2))
+        assert other[0].result().auxiliary is not None
 
 
 def test_passes_of_the_model_in_another_thread_are_not_heard(target: Target) -> None:
