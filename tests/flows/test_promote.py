@@ -126,6 +126,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.mark.soak
 def test_of_two_that_say_yes_one_wins_and_the_other_is_told_why_not(asked: Toy) -> None:
     processes = [start(asked), start(asked)]
     runs = waiting_runs(asked, 2)

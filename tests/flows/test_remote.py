@@ -84,6 +84,7 @@ def test_what_one_machine_has_run_the_other_brings_and_does_not_run(machines: tu
     assert "one: brought from the remote" in second.log
 
 
+@pytest.mark.soak
 def test_what_the_cache_here_holds_is_not_said_to_come_from_the_remote(machines: tuple[Machine, Machine]) -> None:
     machine, _ = machines
     restored, brought = "one: restored from the cache", "one: brought from the remote"

@@ -71,6 +71,7 @@ def test_what_is_missing_is_said_in_one_line(project: Path) -> None:
     assert "metrics/evaluate/two.json lacks a figure" in error
 
 
+@pytest.mark.soak
 def test_an_mlflow_that_is_away_may_come_back(project: Path) -> None:
     code, _, error = run(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert code == 75

@@ -100,11 +100,17 @@ class Scripted:
     def _end(self) -> None:
         self._over.set()
         self._stopped.set()
+        self._back.set()
 
     def die(self, away: float | None = None) -> None:
         """Does the same, and may listen again after some seconds. For plans, which run in the server's thread."""
         self._away = away
+        self._back.clear()
         self._stopped.set()
+
+    def come_back(self) -> None:
+        """Listens again."""
+        self._loop.call_soon_threadsafe(self._back.set)
 
     @property
     def url(self) -> str:
@@ -115,7 +121,7 @@ class Scripted:
         self._loop.close()
 
     async def _serve(self) -> None:
-        self._over, self._stopped = asyncio.Event(), asyncio.Event()
+        self._over, self._stopped, self._back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         while not self._over.is_set():
             server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, backlog=1024)
@@ -125,7 +131,7 @@ class Scripted:
             await self._end_all(server)
             self._stopped.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), self._away)
+                await asyncio.wait_for(self._back.wait(), self._away)
 
     async def _end_all(self, server: asyncio.Server) -> None:
         """Stops listening and cuts every connection.

@@ -18,15 +18,15 @@ from specdec.synthesis.client import _retry_after as retry_after
 
 
 def test_a_row_is_tried_so_many_times_and_then_recorded(
-    scripted: Any, go: Any, prompts: Any, recorded: Any, hasty: Patience
+    scripted: Any, go: Any, prompts: Any, recorded: Any, quick: Patience
 ) -> None:
     rows = prompts(12)
     bad = rows[3]["messages"][-2]["content"]
     server = scripted(lambda last, _n: "500" if last == bad else "ok")
     statistics, out = go(server, rows)
     assert (statistics.failures, len(out)) == ({"http_500": 1}, 11)
-    assert server.asked[bad] == hasty.attempts
-    assert statistics.figures()["retries"] == hasty.attempts - 1
+    assert server.asked[bad] == quick.attempts
+    assert statistics.figures()["retries"] == quick.attempts - 1
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 400, 413, 422, 501])
@@ -38,8 +38,8 @@ def test_only_what_may_pass_is_tried_again(status: int, scripted: Any, go: Any, 
     assert server.asked.total() == 1 + passes
 
 
-def test_it_waits_between_tries(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
-    slow = dataclasses.replace(hasty, first_wait=0.2, longest_wait=1.0)
+def test_it_waits_between_tries(scripted: Any, go: Any, prompts: Any, quick: Patience) -> None:
+    slow = dataclasses.replace(quick, first_wait=0.2, longest_wait=1.0)
     began = time.monotonic()
     go(scripted(lambda _last, n: "500" if n < 2 else "ok"), prompts(2)[1:], patience=slow)
     assert time.monotonic() - began > 2 * (0.1 + 0.2), "two turns of three tries"
@@ -58,9 +58,9 @@ def test_silence_and_length_have_each_a_limit(
     assert time.monotonic() - began < 5
 
 
-def test_an_answer_may_come_slowly_within_the_limits(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+def test_an_answer_may_come_slowly_within_the_limits(scripted: Any, go: Any, prompts: Any, quick: Patience) -> None:
     """`read` is of one silence and not of all of them together."""
-    patient = dataclasses.replace(hasty, attempts=1, read=0.5, total=60.0)
+    patient = dataclasses.replace(quick, read=0.5)
     statistics, out = go(scripted(lambda _last, _n: "drip"), prompts(1), patience=patient)
     assert (len(out), statistics.failures.total()) == (1, 0)
 

@@ -38,13 +38,13 @@ def texts(error: BaseException) -> str:
 @pytest.mark.parametrize("key", [KEY, WRONG])
 @pytest.mark.parametrize("action", PLANS)
 def test_it_is_in_nothing_that_a_run_leaves(
-    action: str, key: str, scripted: Any, go: Any, prompts: Any, journal_folder: Path
+    action: str, key: str, scripted: Any, go: Any, prompts: Any, journal_folder: Path, hasty: Patience
 ) -> None:
     server = scripted(lambda _last, n: "ok" if n % 2 and not action.startswith("4") else action)
     said: list[str] = []
     left = ""
     try:
-        statistics, out = go(server, prompts(4), key=key, say=said.append)
+        statistics, out = go(server, prompts(4), key=key, say=said.append, patience=hasty)
         left = json.dumps([statistics.figures(), out]) + repr(statistics) + "\n".join(statistics.last_lines())
     except SpecdecError as error:
         left = texts(error)

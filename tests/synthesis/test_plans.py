@@ -95,7 +95,7 @@ def test_every_row_ends_answered_or_recorded(
     assert doomed <= set(failed)
     check(rows, samples, out, failed)
 
-    _, out = go(scripted(), rows, recipe=recipe, patience=patient, seeds=True)  # the next run
+    _, out = go(scripted(), rows, recipe=recipe, seeds=True)  # the next run
     assert sorted(e["key"] for e in recorded()) == sorted([*keys, *failed]), "only what failed is asked again"
     check(rows, samples, out, {})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from specdec.errors import DataError, RequestRefused, ServerError
-from specdec.synthesis import Journal, Recipe, synthesize
+from specdec.synthesis import Journal, Patience, Recipe, synthesize
 from specdec.synthesis.answer import Answer
 from specdec.synthesis.conversation import Regenerated, _segment
 from specdec.synthesis.request import Draw
@@ -109,7 +109,7 @@ def test_a_wrong_key_is_refused_at_once_and_never_shown(scripted: Any, go: Any, 
     assert not server.asked
 
 
-def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: Any) -> None:
+def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
     rows = prompts(30)
     holder: list[Any] = []
 
@@ -120,17 +120,19 @@ def test_a_server_that_dies_keeps_the_journal(scripted: Any, go: Any, prompts: A
 
     holder.append(scripted(plan))
     with pytest.raises(ServerError, match=r"no server has answered for .* run the same command again"):
-        go(holder[0], rows)
+        go(holder[0], rows, patience=hasty)
     statistics, out = go(scripted(), rows)
     assert statistics.before >= 4
     assert len(out) == 30
 
 
-def test_a_dead_engine_behind_a_living_door_is_a_server_error(scripted: Any, go: Any, prompts: Any) -> None:
+def test_a_dead_engine_behind_a_living_door_is_a_server_error(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
     server = scripted(lambda _last, _n: "500")
     server.health = 503
     with pytest.raises(ServerError, match="no server has answered"):
-        go(server, prompts(4))
+        go(server, prompts(4), patience=hasty)
 
 
 def test_a_surrogate_fails_its_row_only(scripted: Any, go: Any, prompts: Any) -> None:

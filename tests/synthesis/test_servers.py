@@ -27,13 +27,25 @@ def dead(url: str = "http://127.0.0.1:9", error: Exception | None = None) -> Ser
     return Server(url, raising(error or ServerError("no server answers there")), None)
 
 
+def comes_back(server: Scripted, said: list[str] | None = None) -> Callable[[str], None]:
+    """A run's `say`, at which a server that died listens again: not before somebody has seen that it is away."""
+
+    def say(line: str) -> None:
+        if said is not None:
+            said.append(line)
+        if f"{server.url} is set aside" in line:
+            server.come_back()
+
+    return say
+
+
 def short(prompts: Any, count: int) -> list[dict[str, Any]]:
     """Conversations of one turn."""
     return [{**row, "messages": row["messages"][-2:]} for row in prompts(count)]
 
 
 def test_a_server_twice_as_fast_answers_twice_as_much(scripted: Any, go: Any, prompts: Any) -> None:
-    slow, fast = scripted(delay=0.04), scripted(delay=0.02)
+    slow, fast = scripted(delay=0.16), scripted(delay=0.08)  # slow enough for a busy machine to keep up
     statistics, out = go([slow, fast], short(prompts, 150), concurrency=3)
     assert len(out) == slow.answered + fast.answered == 150
     assert 1.4 < fast.answered / slow.answered < 2.8
@@ -64,11 +76,11 @@ def test_one_is_set_aside_tried_again_and_used_again(scripted: Any, go: Any, pro
     def plan(last: str, _n: int) -> str:
         if flaky.answered >= 10 and not back:
             back.append(10)
-            flaky.die(away=0.15)
+            flaky.die()
         return "ok"
 
     flaky: Scripted = scripted(lambda last, n: plan(last, n), delay=0.01)
-    statistics, out = go([steady, flaky], short(prompts, 200), concurrency=2, say=said.append)
+    statistics, out = go([steady, flaky], short(prompts, 200), concurrency=2, say=comes_back(flaky, said))
     assert len(out) == 200
     assert flaky.answered > 30, "it is used again"
     assert not statistics.failures
@@ -98,26 +110,24 @@ def test_one_that_is_dead_at_the_start_joins_later(scripted: Any, endpoint: Any,
 def test_all_dead_is_a_server_error_after_the_outage(go: Any, prompts: Any, recorded: Any, hasty: Patience) -> None:
     began = time.monotonic()
     with pytest.raises(ServerError, match=r"no server has answered .*127.0.0.1:9: no server answers there"):
-        go([dead(), dead("http://127.0.0.1:7")], prompts(4))
-    assert hasty.outage * 0.9 < time.monotonic() - began < hasty.outage + 2
+        go([dead(), dead("http://127.0.0.1:7")], prompts(4), patience=hasty)
+    assert hasty.outage * 0.9 < time.monotonic() - began < 20
     assert recorded() == []
 
 
-def test_a_connect_that_hangs_is_an_outage_too(go: Any, prompts: Any) -> None:
+def test_a_connect_that_hangs_is_an_outage_too(go: Any, prompts: Any, hasty: Patience) -> None:
     began = time.monotonic()
+    never: Any = threading.Event()
     with pytest.raises(ServerError, match="no server has answered"):
-        go(Server("http://127.0.0.1:9", lambda: threading.Event().wait(30), None), prompts(4))  # type: ignore[arg-type]
-    assert time.monotonic() - began < 3
+        go(Server("http://127.0.0.1:9", lambda: never.wait(30), None), prompts(4), patience=hasty)
+    assert time.monotonic() - began < 20
 
 
-def test_our_own_process_that_has_ended_is_told_at_once(
-    scripted: Any, endpoint: Any, go: Any, prompts: Any, hasty: Patience
-) -> None:
+def test_our_own_process_that_has_ended_is_told_at_once(scripted: Any, endpoint: Any, go: Any, prompts: Any) -> None:
     server: Scripted = scripted(lambda _last, _n: server.die() or "ok" if server.answered >= 3 else "ok")
     ended = Server(server.url, raising(ServerEnded("it has ended: out of memory")), endpoint(server))
-    patient = dataclasses.replace(hasty, outage=60.0)
     with pytest.raises(ServerEnded, match="out of memory"):
-        go(ended, prompts(20), patience=patient)
+        go(ended, prompts(20))
 
 
 @pytest.mark.parametrize("error", [ConfigError("another model"), ServerEnded("gone"), RequestRefused("HTTP 401")])
@@ -129,11 +139,13 @@ def test_one_that_is_gone_for_good_is_left_out(error: Exception, scripted: Any, 
     assert f"http://127.0.0.1:9 is left out from here on: {error}" in said
 
 
-def test_a_connect_that_raises_anything_at_all_ends_nothing(scripted: Any, go: Any, prompts: Any) -> None:
+def test_a_connect_that_raises_anything_at_all_ends_nothing(
+    scripted: Any, go: Any, prompts: Any, hasty: Patience
+) -> None:
     _, out = go([scripted(), dead(error=KeyError("data"))], prompts(20), concurrency=1)
     assert len(out) == 20
     with pytest.raises(ServerError, match="KeyError: 'data'"):
-        go(dead(error=KeyError("data")), prompts(21))
+        go(dead(error=KeyError("data")), prompts(21), patience=hasty)
 
 
 def test_a_key_that_expires_at_one_of_two(scripted: Any, go: Any, prompts: Any, recorded: Any) -> None:
@@ -156,7 +168,7 @@ def test_a_key_that_expires_at_the_only_one(scripted: Any, go: Any, prompts: Any
 
 @pytest.mark.parametrize("kills", ["at once", "late"])
 def test_a_row_that_kills_the_server_is_recorded_and_the_others_are_answered(
-    kills: str, scripted: Any, go: Any, prompts: Any, hasty: Patience
+    kills: str, scripted: Any, go: Any, prompts: Any
 ) -> None:
     rows = short(prompts, 40)
     poison = rows[5]["messages"][0]["content"]
@@ -165,31 +177,30 @@ def test_a_row_that_kills_the_server_is_recorded_and_the_others_are_answered(
     def plan(last: str, n: int) -> str:
         if last == poison:
             deaths.append(last)
-            server._loop.call_later(0.0 if kills == "at once" else 0.02, server.die, 0.02)
+            server._loop.call_later(0.0 if kills == "at once" else 0.02, server.die)
             return "hang"
         return "ok"
 
     server: Scripted = scripted(plan, delay=0.005)
-    patient = dataclasses.replace(hasty, outage=20.0, read=5.0, total=5.0)
-    statistics, out = go(server, rows, patience=patient)
+    statistics, out = go(server, rows, say=comes_back(server))
     assert statistics.failures == {"server_lost": 1}
     assert [row["id"] for row in out] == [row["id"] for row in rows if row is not rows[5]]
     assert len(deaths) < 60
 
 
 def test_the_last_row_kills_the_server_and_nothing_is_left_to_wait_for(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience
+    scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
     server: Scripted = scripted(lambda _last, _n: server.die() or "ok")
-    once = dataclasses.replace(hasty, attempts=1, outage=60.0)
+    once = dataclasses.replace(quick, attempts=1)
     statistics, _ = go(server, short(prompts, 1), patience=once)
     assert statistics.failures == {"server_lost": 1}
 
 
 def test_rows_come_back_from_a_server_that_hangs_long_before_the_read_timeout(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience
+    scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
-    patient = dataclasses.replace(hasty, read=60.0, total=60.0, watch=0.05, outage=20.0)
+    patient = dataclasses.replace(quick, read=60.0, watch=0.05)
     steady = scripted(delay=0.01)
 
     def plan(_last: str, n: int) -> str:
@@ -202,16 +213,16 @@ def test_rows_come_back_from_a_server_that_hangs_long_before_the_read_timeout(
     began = time.monotonic()
     _, out = go([hanging, steady], prompts(40), patience=patient, concurrency=4)
     assert len(out) == 40
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("action", ["500", "reset"])
 def test_servers_that_connect_and_never_answer_do_not_loop_for_ever(
-    action: str, scripted: Any, go: Any, prompts: Any, hasty: Patience
+    action: str, scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
     """Both answer the probe, and nothing else; one of them is mostly there while the other one is set aside."""
     flapping = [scripted(lambda last, _n: "ok" if last == QUESTION else action) for _ in range(2)]
-    patient = dataclasses.replace(hasty, outage=2.0)
+    patient = dataclasses.replace(quick, outage=2.0)
     try:
         statistics, out = go(flapping, prompts(12), patience=patient)
     except ServerError:
@@ -221,10 +232,10 @@ def test_servers_that_connect_and_never_answer_do_not_loop_for_ever(
 
 
 def test_a_full_pool_of_requests_leaves_health_its_connection(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience
+    scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
     """64 requests in flight are all that a pool was made for; a look at /health came on top of them."""
-    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=0.02, connect=0.6, outage=5.0)  # below the delay
+    patient = dataclasses.replace(quick, watch=0.02, connect=0.6)  # below the delay
     server = scripted(delay=1.2)
     statistics, out = go(server, short(prompts, 64), concurrency=64, patience=patient)
     assert len(out) == 64
@@ -244,12 +255,12 @@ def test_what_a_server_can_do_is_found_again_when_it_is_back(
     def plan(_last: str, _n: int) -> str:
         if server.answered >= 5 and not other:
             other.append(second)
-            server.die(0.03)
+            server.die()
         return "ok"
 
     server.plan = plan
     rows = short(prompts, 30)
-    _, out = go(Server(server.url, lambda: second, first), rows)
+    _, out = go(Server(server.url, lambda: second, first), rows, say=comes_back(server))
     assert [row["messages"] for row in out] == [regenerated(row) for row in rows]
     assert "top_k" in server.bodies[0]
     assert "top_k" not in server.bodies[-1]
@@ -260,33 +271,33 @@ def test_nothing_to_ask_needs_no_server(go: Any, prompts: Any) -> None:
 
 
 def test_answers_that_come_all_together_still_raise_the_limit(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience, monkeypatch: pytest.MonkeyPatch
+    scripted: Any, go: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of a batching server do: the slot that one of them frees is not yet taken when the next one comes."""
     monkeypatch.setattr("specdec.synthesis.limit.LEAST_SECONDS", 0.1)
     server = scripted(beat=0.6)  # slow enough for a busy machine to keep up with twice as many
-    patient = dataclasses.replace(hasty, read=10.0, total=10.0)
-    statistics, out = go(server, short(prompts, 500), concurrency=None, patience=patient)
+    statistics, out = go(server, short(prompts, 500), concurrency=None)
     assert len(out) == 500
     assert statistics.figures()["servers"][server.url]["in_flight"] > 32
 
 
-def test_no_row_fails_where_a_server_only_wants_less(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+def test_no_row_fails_where_a_server_only_wants_less(scripted: Any, go: Any, prompts: Any) -> None:
     """It takes 4 at once, and an answer takes longer than all tries of a request that is refused for room."""
     server = scripted(delay=0.15, room=4)
-    patient = dataclasses.replace(hasty, read=2.0, total=2.0)
-    statistics, out = go(server, short(prompts, 40), concurrency=None, patience=patient)
+    statistics, out = go(server, short(prompts, 40), concurrency=None)
     assert (len(out), statistics.failures.total()) == (40, 0)
     figures = statistics.figures()["servers"][server.url]
     assert figures["set_aside"] == 0
     assert figures["in_flight"] < 32
 
 
-def test_a_server_that_says_only_429_is_an_outage(scripted: Any, go: Any, prompts: Any, recorded: Any) -> None:
+def test_a_server_that_says_only_429_is_an_outage(
+    scripted: Any, go: Any, prompts: Any, recorded: Any, hasty: Patience
+) -> None:
     with pytest.raises(
         ServerError, match=r"no server has answered .*(nothing but HTTP 429|failed at the first request)"
     ):
-        go(scripted(room=0), short(prompts, 10))
+        go(scripted(room=0), short(prompts, 10), patience=hasty)
     assert recorded() == []
 
 
@@ -312,10 +323,10 @@ def test_an_outage_is_not_ended_by_connections(scripted: Any, go: Any, prompts: 
 
 
 def test_requests_that_fail_together_look_at_health_once(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience
+    scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
     server = scripted(lambda _last, n: "500" if n == 0 else "ok", beat=0.3)
-    patient = dataclasses.replace(hasty, read=5.0, total=5.0, watch=60.0)
+    patient = dataclasses.replace(quick, watch=60.0)
     _, out = go(server, short(prompts, 20), concurrency=20, patience=patient)
     assert len(out) == 20
     assert server.health_looks <= 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from specdec.synthesis import Journal, Patience, Recipe, assemble
+from specdec.synthesis import Journal, Recipe, assemble
 from specdec.synthesis.statistics import DataStatistics, RunStatistics
 from tests.settings import sampling
 from tests.synthesis.scripted import reply
@@ -20,19 +20,18 @@ def figures_of_the_data(folder: Path, rows: list[dict[str, Any]], out: Path) -> 
 
 
 def test_a_resumed_run_measures_itself_and_the_data_count_all(
-    scripted: Any, go: Any, prompts: Any, hasty: Patience, journal_folder: Path, tmp_path: Path
+    scripted: Any, go: Any, prompts: Any, journal_folder: Path, tmp_path: Path
 ) -> None:
     rows = prompts(12)  # four each of one, two and three turns
     lost = [row["messages"][-2]["content"] for row in rows[:3]]
     kinds = dict(zip(lost, ("400", "422", "400"), strict=True))
-    options = {"patience": dataclasses.replace(hasty, read=5.0, total=5.0)}
 
-    first, _ = go(scripted(lambda last, _n: kinds.get(last, "ok"), delay=DELAY), rows, **options)
+    first, _ = go(scripted(lambda last, _n: kinds.get(last, "ok"), delay=DELAY), rows)
     data = figures_of_the_data(journal_folder, rows, tmp_path / "first.jsonl")
     assert (data["rows"], data["rows_missing"], data["rows_dropped"]) == (9, 3, {})
     assert data["failures"] == first.figures()["failures"] == {"http_400": 2, "http_422": 1}
 
-    second, _ = go(scripted(delay=DELAY), rows, **options)
+    second, _ = go(scripted(delay=DELAY), rows)
     whole = figures_of_the_data(journal_folder, rows, tmp_path / "second.jsonl")
     assert (whole["rows"], whole["rows_missing"], whole["failures"]) == (12, 0, {})
     assert (whole["turns"], whole["finish_reasons"]) == (24, {"stop": 24})
@@ -46,10 +45,9 @@ def test_a_resumed_run_measures_itself_and_the_data_count_all(
         assert [run["rows_answered"] for run in journal.runs] == [9, 3]
 
 
-def test_throughput_latency_and_shares(scripted: Any, go: Any, prompts: Any, hasty: Patience) -> None:
+def test_throughput_latency_and_shares(scripted: Any, go: Any, prompts: Any) -> None:
     servers = [scripted(delay=DELAY), scripted(delay=DELAY)]
-    patient = dataclasses.replace(hasty, read=5.0, total=5.0)
-    statistics, out = go(servers, prompts(30), concurrency=2, patience=patient)
+    statistics, out = go(servers, prompts(30), concurrency=2)
     figures = statistics.figures()
     tokens = sum(len(segment["token_ids"]) for row in out for segment in row["segments"])
     assert figures["answer_tokens"] == tokens
