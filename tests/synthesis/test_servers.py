@@ -235,8 +235,8 @@ def test_a_full_pool_of_requests_leaves_health_its_connection(
     scripted: Any, go: Any, prompts: Any, quick: Patience
 ) -> None:
     """64 requests in flight are all that a pool was made for; a look at /health came on top of them."""
-    patient = dataclasses.replace(quick, watch=0.02, connect=0.6)  # below the delay
-    server = scripted(delay=1.2)
+    patient = dataclasses.replace(quick, watch=0.02, connect=2.0)  # below the delay
+    server = scripted(delay=3.0)
     statistics, out = go(server, short(prompts, 64), concurrency=64, patience=patient)
     assert len(out) == 64
     assert server.health_looks > 5
