@@ -15,10 +15,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -62,7 +63,8 @@ def main() -> None:
     given = [prompt_ids(target.tokenizer, row["messages"]) for row in rows]
     prompts = [ids for ids in given if len(ids) + options.max_new_tokens <= target.max_positions]
     small = Target.from_pretrained(options.draft_model, dtype=options.dtype) if options.draft_model else None
-    with clocked(target, "forward", "forward_tree") as base, clocked(drafter, "propose") as drafting:
+    drafts = [(proposer, "propose") for proposer in (drafter, PromptLookup, DraftModel)]
+    with clocked((target, "forward"), (target, "forward_tree")) as base, clocked(*drafts) as drafting:
         ways = decodings(options, target, drafter, small)
         if options.compiled:
             ways |= compiled_decodings(options, prompts)
@@ -133,8 +135,8 @@ def compiled_decodings(options: argparse.Namespace, prompts: list[list[int]]) ->
 
 
 @contextmanager
-def clocked(thing: Any, *names: str) -> Iterator[list[float]]:
-    """The seconds of these methods' calls, in one list."""
+def clocked(*methods: tuple[Any, str]) -> Iterator[list[float]]:
+    """The seconds of the calls of these methods, of an object or a class each, in one list."""
     taken: list[float] = []
 
     def timed(method: Any) -> Any:
@@ -148,13 +150,10 @@ def clocked(thing: Any, *names: str) -> Iterator[list[float]]:
 
         return call
 
-    for name in names:
-        setattr(thing, name, timed(getattr(thing, name)))
-    try:
+    with ExitStack() as stack:
+        for thing, name in methods:
+            stack.enter_context(patch.object(thing, name, timed(getattr(thing, name))))
         yield taken
-    finally:
-        for name in names:
-            delattr(thing, name)
 
 
 def measure(
