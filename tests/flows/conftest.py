@@ -47,9 +47,6 @@ class Toy:
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
-    def dvc(self, *command: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=self.root, check=True)
-
     def lines(self, file: str) -> list[str]:
         """What the stages wrote down about themselves."""
         path = self.root / file

@@ -111,7 +111,7 @@ def test_all_dead_is_a_server_error_after_the_outage(go: Any, prompts: Any, reco
     began = time.monotonic()
     with pytest.raises(ServerError, match=r"no server has answered .*127.0.0.1:9: no server answers there"):
         go([dead(), dead("http://127.0.0.1:7")], prompts(4), patience=hasty)
-    assert hasty.outage * 0.9 < time.monotonic() - began < 20
+    assert hasty.outage * 0.9 < time.monotonic() - began < hasty.outage + 2
     assert recorded() == []
 
 
@@ -120,7 +120,7 @@ def test_a_connect_that_hangs_is_an_outage_too(go: Any, prompts: Any, hasty: Pat
     never: Any = threading.Event()
     with pytest.raises(ServerError, match="no server has answered"):
         go(Server("http://127.0.0.1:9", lambda: never.wait(30), None), prompts(4), patience=hasty)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 3
 
 
 def test_our_own_process_that_has_ended_is_told_at_once(scripted: Any, endpoint: Any, go: Any, prompts: Any) -> None:
@@ -213,7 +213,7 @@ def test_rows_come_back_from_a_server_that_hangs_long_before_the_read_timeout(
     began = time.monotonic()
     _, out = go([hanging, steady], prompts(40), patience=patient, concurrency=4)
     assert len(out) == 40
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("action", ["500", "reset"])
